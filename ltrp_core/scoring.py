@@ -1,0 +1,310 @@
+"""Leave-one-out pseudo-scores of the visible patches: Eq. (2), Tab. 1c, 1g.
+
+A score is the distance between the reconstruction R from all n visible patches and R_i from the
+others. n + 1 decoder passes a partition are almost all of the pipeline's cost, so this file takes
+every exact shortcut:
+
+- the removed token is absent instead of masked: sequences are one shorter, no attention mask;
+- tokens are ordered [masked | class | visible], so what the last block must produce is one slice;
+- block 0 sees the same tokens in every pass: its queries, keys and values are computed once;
+- the last block attends and projects only where the result is read (the masked positions);
+- R - R_i = W h + b - (W h_i + b) = W (h - h_i): subtracted before the projection.
+
+`block` is one of timm's: norm1, attn (qkv, proj), norm2, mlp. Shape suffixes: R = (image,
+partition) pairs of a chunk, J = the n passes of a pair, Q = compared tokens, S = sequence,
+W = decoder width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltrp_core import distances
+from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.linear import inference_linear
+from ltrp_core.mae import MaskedAutoencoder
+
+Phase = Literal["decoder", "encoder"]
+Metric = Literal["l1", "psnr", "ssim"]
+Region = Literal["masked", "all"]
+
+PHASES = ("decoder", "encoder")
+METRICS = ("l1", "psnr", "ssim")
+REGIONS = ("masked", "all")
+
+
+@torch.no_grad()
+def leave_one_out_scores(
+    mae: MaskedAutoencoder,
+    images: Tensor,
+    visible: Tensor,
+    *,
+    phase: Phase = "decoder",
+    metric: Metric = "l1",
+    region: Region = "masked",
+    chunk: int | None = None,
+) -> Tensor:
+    """Returns the pseudo-score of every visible patch, float32 of `visible`'s shape: Eq. (2).
+
+    Method: `decoder` (Tab. 1g, the default) encodes the n patches once and leaves token i out of
+    the decoder's sequence. `encoder` encodes the other n - 1 patches and gives the decoder a mask
+    token at i: an ordinary MAE forward. Differs from the released code there: in it the removed
+    patch's own embedding still reaches the decoder.
+
+    The distance is taken over the originally masked patches (`masked`: the decoder is never trained
+    elsewhere), or over every position that both reconstructions have (`all`: all L in the encoder
+    phase; all but i in the decoder phase). For `ssim` the other positions hold equal pixels: the
+    image's own with `masked`, R's with `all`.
+
+    A score depends on its image and partition alone. On a CPU a chunk is one pair, so it is
+    bit-equal whatever the batch; elsewhere it agrees to rounding.
+
+    Cost of a pair, MAE-B and n = 19: 108 GMAC.
+
+    Args:
+        mae: frozen, in eval mode, on the device of `images`.
+        images: float (B, 3, g*p, g*p), normalised.
+        visible: int64 (B, n) or (B, P, n), distinct within a partition.
+        chunk: (image, partition) pairs at a time; None = 1 on a CPU, 32 elsewhere.
+
+    Raises:
+        RequestError: unknown phase, metric or region, or indices that are not a partition.
+    """
+    for kind, name, known in (
+        ("phase", phase, PHASES),
+        ("metric", metric, METRICS),
+        ("region", region, REGIONS),
+    ):
+        if name not in known:
+            raise unknown_name(kind, name, known)
+    _check_visible(visible, images, mae.config.num_patches)
+    if chunk is None:
+        chunk = 1 if images.device.type == "cpu" else 32
+    partitions = visible.shape[1] if visible.ndim == 3 else 1
+    pairs = visible.reshape(-1, visible.shape[-1])
+    owner = torch.arange(len(images), device=images.device).repeat_interleave(partitions)
+    scores = [
+        _score_pairs(mae, images[rows], part, phase, metric, region).float()
+        for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
+    ]
+    return torch.cat(scores).view(visible.shape)
+
+
+def _score_pairs(
+    mae: MaskedAutoencoder,
+    images: Tensor,
+    visible: Tensor,
+    phase: Phase,
+    metric: Metric,
+    region: Region,
+) -> Tensor:
+    masked = _complement(visible, mae.config.num_patches)
+    hidden = _hidden_decoder if phase == "decoder" else _hidden_encoder
+    anchor_RJQW, left_out_RJQW, places = hidden(mae, images, visible, masked, region)
+    difference = inference_linear(anchor_RJQW - left_out_RJQW, mae.decoder_pred.weight, None)
+    if metric == "l1":
+        return distances.l1(difference)
+    if metric == "psnr":
+        return distances.psnr(difference)
+    if region == "masked":
+        predicted = mae.decoder_pred(anchor_RJQW[:, 0])
+        index = masked.unsqueeze(-1).expand_as(predicted)
+        reference = mae.patchify(images).scatter(1, index, predicted)
+    else:
+        reference = mae.decode(mae.encode(images, visible), visible)
+    # `places` count along [masked | visible]; the canvas is in grid order, 0 where not compared.
+    index = torch.cat([masked, visible], dim=1)[:, places].unsqueeze(-1).expand_as(difference)
+    canvas = reference.new_zeros(*visible.shape, *reference.shape[1:]).scatter(2, index, difference)
+    changes = mae.unpatchify(canvas.flatten(0, 1)).unflatten(0, visible.shape)
+    return distances.ssim(mae.unpatchify(reference), changes)
+
+
+def _hidden_decoder(
+    mae: MaskedAutoencoder, images: Tensor, visible: Tensor, masked: Tensor, region: Region
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what the projection reads, with all tokens and with token i absent.
+
+    anchor (R, J or 1, q, W), left out (R, J, q, W), and places (J, q): where along
+    [masked | visible] each of the q compared tokens stands.
+    """
+    m, n = masked.shape[1], visible.shape[1]
+    tokens_RSW = _decoder_tokens(mae, mae.encode(images, visible), visible, masked)
+    # Row j of `kept` is the sequence [masked | class | visible] without the j-th visible patch.
+    kept = _without_each(m + 1, n, tokens_RSW.device)
+    anchor, left_out = tokens_RSW, tokens_RSW[:, kept].flatten(0, 1)
+    if len(mae.decoder_blocks) > 1:
+        anchor, left_out = _shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
+    anchor, left_out = _later_blocks(mae, anchor, left_out, m if region == "masked" else None)
+    left_out = left_out.unflatten(0, visible.shape)
+    if region == "masked":
+        return anchor.unsqueeze(1), left_out, torch.arange(m, device=anchor.device).expand(n, -1)
+    compared = _drop(kept, m, dim=1)
+    places = torch.where(compared > m, compared - 1, compared)
+    return anchor[:, compared], _drop(left_out, m, dim=2), places
+
+
+def _hidden_encoder(
+    mae: MaskedAutoencoder, images: Tensor, visible: Tensor, masked: Tensor, region: Region
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the same as `_hidden_decoder` where the encoder does not see patch i."""
+    m, n = masked.shape[1], visible.shape[1]
+    tokens_RSD = mae.embed(images, visible)
+    kept = _without_each(1, n, tokens_RSD.device)
+    anchor, left_out = tokens_RSD, tokens_RSD[:, kept].flatten(0, 1)
+    anchor, left_out = _shared_first_block(mae.blocks[0], anchor, left_out, kept)
+    for block in mae.blocks[1:]:
+        anchor, left_out = _whole_block(block, anchor), _whole_block(block, left_out)
+    anchor_RSW = _decoder_tokens(mae, mae.norm(anchor), visible, masked)
+    tails = _tails(mae, mae.norm(left_out), visible, kept)
+    head = anchor_RSW[:, :m].repeat_interleave(n, dim=0)
+    anchor, left_out = anchor_RSW, torch.cat([head, tails], dim=1)
+    if len(mae.decoder_blocks) > 1:
+        first = mae.decoder_blocks[0]
+        anchor_qkv, tail_qkv = _qkv(first, anchor_RSW), _qkv(first, tails)
+        joined = (
+            torch.cat([whole[:, :, :m].repeat_interleave(n, dim=0), tail], dim=2)
+            for whole, tail in zip(anchor_qkv, tail_qkv, strict=True)
+        )
+        anchor = _finish(first, anchor, _attend(*anchor_qkv))
+        left_out = _finish(first, left_out, _attend(*joined))
+    anchor, left_out = _later_blocks(mae, anchor, left_out, m if region == "masked" else None)
+    if region == "all":
+        anchor, left_out = _drop(anchor, m, dim=1), _drop(left_out, m, dim=1)
+    places = torch.arange(anchor.shape[1], device=anchor.device).expand(n, -1)
+    return anchor.unsqueeze(1), left_out.unflatten(0, visible.shape), places
+
+
+def _shared_first_block(
+    block: Any, anchor: Tensor, left_out: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the block's outputs of the full pass and of the passes over the `kept` tokens.
+
+    Row norms and projections do not depend on the other tokens, so one set serves all passes.
+    """
+    q, k, v = _qkv(block, anchor)
+    anchor = _finish(block, anchor, _attend(q, k, v))
+    q, k, v = (t[:, :, kept].transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    return anchor, _finish(block, left_out, _attend(q, k, v))
+
+
+def _later_blocks(
+    mae: MaskedAutoencoder, anchor: Tensor, left_out: Tensor, reads: int | None
+) -> tuple[Tensor, Tensor]:
+    """Returns the normed hidden states of the first `reads` tokens behind the last block."""
+    *_, last = mae.decoder_blocks
+    for block in mae.decoder_blocks[1:-1]:
+        anchor, left_out = _whole_block(block, anchor), _whole_block(block, left_out)
+    anchor, left_out = (_last_block(last, tokens, reads) for tokens in (anchor, left_out))
+    return mae.decoder_norm(anchor), mae.decoder_norm(left_out)
+
+
+def _tails(mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, kept: Tensor) -> Tensor:
+    """Returns the decoder's [class | visible] tokens (R*J, 1+n, W) of the encoder phase.
+
+    Pass j holds a mask token at its removed patch and `latent` (R*J, n, D) at the `kept` places.
+    """
+    n = visible.shape[1]
+    masks = mae.mask_token.expand(len(latent), 1 + n, -1)
+    index = kept.repeat(len(visible), 1).unsqueeze(-1)
+    embedded = mae.decoder_embed(latent)
+    content = masks.scatter(1, index.expand_as(embedded), embedded)
+    return content + mae.decoder_pos_embed[0][_with_class(visible)].repeat_interleave(n, dim=0)
+
+
+def _decoder_tokens(
+    mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, masked: Tensor
+) -> Tensor:
+    """Returns the decoder's input (R, 1+L, W) in the order [masked | class | visible]."""
+    head = mae.mask_token + mae.decoder_pos_embed[0, 1:][masked]
+    tail = mae.decoder_embed(latent) + mae.decoder_pos_embed[0][_with_class(visible)]
+    return torch.cat([head, tail], dim=1)
+
+
+def _apply(layer: Any, x: Tensor) -> Tensor:
+    return inference_linear(x, layer.weight, layer.bias)
+
+
+def _qkv(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys, values, each (R, heads, S, width / heads)."""
+    qkv = _apply(block.attn.qkv, block.norm1(tokens)).unflatten(-1, (3, block.attn.num_heads, -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _finish(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
+    """Returns the block's output, given its attention before the output projection."""
+    tokens = tokens + _apply(block.attn.proj, attended)
+    hidden = block.mlp.act(_apply(block.mlp.fc1, block.norm2(tokens)))
+    return tokens + _apply(block.mlp.fc2, hidden)
+
+
+def _whole_block(block: Any, tokens: Tensor) -> Tensor:
+    return _finish(block, tokens, _attend(*_qkv(block, tokens)))
+
+
+def _last_block(block: Any, tokens: Tensor, reads: int | None) -> Tensor:
+    """Returns the block's output at the first `reads` tokens; keys and values come from all."""
+    qkv, heads = block.attn.qkv, block.attn.num_heads
+    width = tokens.shape[-1]
+    normed = block.norm1(tokens)
+    q = inference_linear(normed[:, :reads], qkv.weight[:width], qkv.bias[:width])
+    kv = inference_linear(normed, qkv.weight[width:], qkv.bias[width:])
+    q = q.unflatten(-1, (heads, -1)).transpose(1, 2)
+    k, v = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    return _finish(block, tokens[:, :reads], _attend(q, k, v))
+
+
+def _without_each(fixed: int, n: int, device: torch.device) -> Tensor:
+    """Returns (n, fixed + n - 1) places: row j is 0 .. fixed+n-1 without fixed + j."""
+    places = torch.arange(fixed + n, device=device)
+    removed = fixed + torch.arange(n, device=device).unsqueeze(1)
+    return places.expand(n, -1)[places != removed].view(n, -1)
+
+
+def _drop(tensor: Tensor, place: int, *, dim: int) -> Tensor:
+    """Returns `tensor` without entry `place` of dimension `dim`: the class token's."""
+    before, _, after = tensor.tensor_split((place, place + 1), dim=dim)
+    return torch.cat([before, after], dim=dim)
+
+
+def _with_class(visible: Tensor) -> Tensor:
+    """Returns the rows (R, 1+n) of a position table: the class token's, then the patches'."""
+    return F.pad(visible + 1, (1, 0))
+
+
+def _complement(visible: Tensor, length: int) -> Tensor:
+    """Returns the masked patches (R, L-n), ascending."""
+    is_masked = torch.ones(len(visible), length, dtype=torch.bool, device=visible.device)
+    is_masked.scatter_(1, visible, False)
+    return is_masked.nonzero()[:, 1].view(len(visible), -1)
+
+
+def _check_visible(visible: Tensor, images: Tensor, length: int) -> None:
+    n = visible.shape[-1]
+    if visible.ndim not in (2, 3) or len(visible) != len(images) or visible.dtype != torch.int64:
+        raise RequestError(
+            f"visible must be int64 (B, n) or (B, P, n) with B = {len(images)}; got "
+            f"{visible.dtype} {tuple(visible.shape)}. Pass the indices from sample_visible()."
+        )
+    if not 1 <= n < length:
+        raise RequestError(
+            f"a partition needs 1 <= n < L = {length} visible patches; got n = {n}. "
+            "Choose another mask ratio."
+        )
+    if visible.numel() == 0:
+        return
+    ordered = visible.sort(dim=-1).values
+    if ordered.min() < 0 or ordered.max() >= length or bool((ordered.diff() == 0).any()):
+        raise RequestError(
+            f"visible patches must be distinct indices in 0..{length - 1}; got "
+            f"{int(ordered.min())}..{int(ordered.max())}, duplicates "
+            f"{bool((ordered.diff() == 0).any())}. Pass the indices from sample_visible()."
+        )
