@@ -1,0 +1,83 @@
+"""`ltrp-pipeline`: the command table, exit codes, and errors in one line.
+
+Exit status: 0 all done, 1 failed shards, 2 wrong use, 130 interrupted. The commands are imported
+when they are called, so that `--help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from ltrp_core.errors import RequestError
+from pipeline import __version__
+from pipeline.signals import interrupt_on_signals
+
+COMMANDS = {
+    "demo": ("pipeline.commands:demo", "Run every stage on a few photographs."),
+    "pack": ("pipeline.commands:pack", "Turn a folder of images into tar shards."),
+    "pretrain-mae": ("pipeline.commands:pretrain_mae", "Train a masked autoencoder."),
+    "score": ("pipeline.commands:score", "Score patches into a cache."),
+    "train-ranker": ("pipeline.commands:train_ranker", "Train a ranker from a cache."),
+    "select": ("pipeline.commands:select", "Write the top-k patches of every image."),
+    "evaluate": ("pipeline.commands:evaluate", "Compare selections with annotations."),
+    "report": ("pipeline.commands:report", "Draw a page of pictures and tables."),
+    "verify": ("pipeline.commands:verify", "Check a cache, unit by unit."),
+}
+"""In the order of a run: name -> (where it is, its line in the help)."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ltrp-pipeline")
+def cli() -> None:
+    """Learn to rank the patches of images without labels, from cached pseudo-scores.
+
+    A run: pack, score, train-ranker, select, evaluate, report. Try: ltrp-pipeline demo
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    interrupt_on_signals()
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        status = _fail("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        status = 2
+    except RequestError as error:
+        status = _fail(str(error), 2)
+    except OSError as error:
+        named = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        status = _fail(f"{named}; check the path, its permissions and the space left", 2)
+    except KeyboardInterrupt:
+        status = _fail("interrupted; run the same command again to go on from here", 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

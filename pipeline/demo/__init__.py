@@ -1,0 +1,1 @@
+"""The demo: every stage on a few real photographs, ending in a page of pictures."""

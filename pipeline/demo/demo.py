@@ -1,0 +1,3 @@
+"""The demo: photographs, shards, masked autoencoder, scores, ranker, selections, page."""
+
+from __future__ import annotations

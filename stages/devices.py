@@ -1,0 +1,25 @@
+"""Which device `--device` names."""
+
+from __future__ import annotations
+
+import torch
+
+from ltrp_core.errors import RequestError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device behind `name`; `auto` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        RequestError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RequestError(
+            f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}; pass auto or cpu"
+        ) from error
+    return device

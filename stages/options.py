@@ -1,0 +1,66 @@
+"""One declaration an option: its default, its help, and whether it changes a number.
+
+A stage's config is a frozen dataclass whose fields are made by `option`. The command line is
+generated from it, so the two cannot drift; `identity` is what a run's id is the hash of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ltrp_core.errors import RequestError
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    changes_numbers: bool = True,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Returns a dataclass field.
+
+    Args:
+        default: omitted = the option is required.
+        help: one line with unit and source, shown by `--help`.
+        changes_numbers: whether the stage's output depends on it; then it is part of the run's id.
+        low: smallest allowed value, inclusive.
+        high: largest allowed value, inclusive.
+    """
+    metadata = {"help": help, "changes_numbers": changes_numbers, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_ranges(config: Any) -> None:
+    """Checks every numeric option of a config against its bounds; call it in `__post_init__`.
+
+    Raises:
+        RequestError: one line that names every option out of its range.
+    """
+    problems = []
+    for field in dataclasses.fields(config):
+        low, high = field.metadata.get("low"), field.metadata.get("high")
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            too_small = low is not None and not number >= low
+            if too_small or (high is not None and not number <= high):
+                allowed = f"{'-inf' if low is None else low} .. {'inf' if high is None else high}"
+                problems.append(
+                    f"--{field.name.replace('_', '-')} is {number}, out of range {allowed}"
+                )
+    if problems:
+        raise RequestError("; ".join(problems))
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """Returns the options of `config` that change a number, as plain JSON values."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("changes_numbers", True):
+            value = getattr(config, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values

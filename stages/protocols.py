@@ -1,0 +1,196 @@
+"""What a stage needs of the outside world; `pipeline` implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+"""Named arrays whose first axis is the N samples of a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A decoded image of a shard."""
+
+    key: str
+    image: NDArray[np.uint8]
+    """(H, W, 3)"""
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A member that holds no usable image; it becomes a row of the unit's errors."""
+
+    key: str
+    offset: int
+    """Of the member's data in the tar, bytes."""
+    reason: str
+    """One word: what `n_bad` is counted by."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreground:
+    """What the annotations of an image say, in its own pixels; True = is."""
+
+    is_foreground: NDArray[np.bool_]
+    """(H, W): the union of boxes or masks"""
+    is_ignored: NDArray[np.bool_]
+    """(H, W): crowd regions, neither foreground nor background"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayField:
+    """One array of a unit: its dtype, its shape behind the N samples, and an illegal fill value."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fill: Any
+    delta: bool = False
+    """Whether neighbours are close: stored as differences."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Summary:
+    """What a command prints at its end; `failed` names each unit that is not done, and why."""
+
+    stage: str
+    done: int = 0
+    skipped: int = 0
+    """Complete before this run."""
+    failed: dict[str, str] = field(default_factory=dict)
+    n_ok: int = 0
+    n_bad: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    """Whatever else must not go unsaid, e.g. samples that were left out."""
+    output: str = ""
+    next_step: str = ""
+
+
+class UnitStage(Protocol):
+    """The work on one shard: samples in, arrays out. Made once a worker, used for many shards."""
+
+    def __call__(self, samples: Iterable[Sample]) -> Arrays: ...
+
+
+class UnitRunner(Protocol):
+    """Runs a `UnitStage` over every pending shard and commits one unit each."""
+
+    def run(
+        self,
+        stage: str,
+        make: Callable[[], UnitStage],
+        *,
+        identity: Mapping[str, Any],
+        fields: Mapping[str, ArrayField],
+    ) -> Summary: ...
+
+
+class ImageStream(Protocol):
+    """The images of some shards, in an order that is a pure function of (seed, epoch)."""
+
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def num_bad(self) -> int:
+        """Members that did not decode; they are reported, and left out of `num_images`."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the images are: the shards' sha256."""
+        ...
+
+    def windows(self, epoch: int, seed: int) -> Iterator[Sequence[Sample]]:
+        """Yields groups of samples small enough for the memory; each sample once an epoch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RankedView:
+    """One training record: a view's pixels with the scores of one partition of it."""
+
+    key: str
+    pixels: NDArray[np.uint8]
+    """(3, S, S)"""
+    visible: NDArray[np.int64]
+    """(n,) ascending"""
+    score: NDArray[np.float32]
+    """(n,)"""
+
+
+class RecordStream(Protocol):
+    """Cached records joined by key with the pixels they were scored on."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Keys of all samples, sorted."""
+        ...
+
+    @property
+    def records_per_key(self) -> int:
+        """V * P."""
+        ...
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """Identity of the cache: the options it was scored with."""
+        ...
+
+    def windows(
+        self, epoch: int, seed: int, keys: frozenset[str]
+    ) -> Iterator[Sequence[RankedView]]:
+        """Yields groups of the records of `keys`; each record once an epoch."""
+        ...
+
+
+class CacheReader(Protocol):
+    """A finished cache."""
+
+    @property
+    def run(self) -> Mapping[str, Any]: ...
+
+    @property
+    def units(self) -> Sequence[str]: ...
+
+    def read(self, unit: str) -> Arrays: ...
+
+
+class Annotations(Protocol):
+    """Where the objects of an image are."""
+
+    def foreground(self, key: str, height: int, width: int) -> Foreground | None: ...
+
+
+class TrainingFolder(Protocol):
+    """Where a training stage leaves its checkpoints and curves; it refuses another run's folder."""
+
+    def open(self, identity: Mapping[str, Any]) -> None: ...
+
+    def resume(self) -> Mapping[str, Any] | None:
+        """Returns the state of the last checkpoint, or None at the start."""
+        ...
+
+    def checkpoint(self, state: Mapping[str, Any], *, last: bool) -> None:
+        """Keeps `state` if it is the last one or the one before is old enough."""
+        ...
+
+
+class Bar(Protocol):
+    """One piece of long work on the screen."""
+
+    def advance(self, amount: int = 1, **facts: float | str) -> None: ...
+
+
+class Progress(Protocol):
+    """A bar on a terminal, a JSON line now and then otherwise."""
+
+    def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Bar]: ...

@@ -1,0 +1,35 @@
+"""The arrays of a unit: how rows become them, and how a row becomes a view again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltrp_core.views import View
+from stages.protocols import ArrayField, Arrays
+
+
+def stack_rows(rows: Sequence[object], field: ArrayField) -> NDArray[Any]:
+    """Returns the array of a unit made of its rows, also when there is none."""
+    dtype = object if field.dtype == "string" else field.dtype
+    return np.array(rows, dtype=dtype).reshape(len(rows), *field.shape)
+
+
+def view_row(view: View) -> tuple[int, int, int, int]:
+    """Returns what `crop` holds of a view: top, left, height, width."""
+    return view.top, view.left, view.height, view.width
+
+
+def recorded_view(arrays: Arrays, row: int, number: int = 0) -> View:
+    """Returns view `number` of the sample in `row`, as it was written down."""
+    top, left, height, width = (int(value) for value in arrays["crop"][row, number])
+    flip = bool(arrays["flip"][row, number])
+    return View(top=top, left=left, height=height, width=width, flip=flip)
+
+
+def kept_name(keep_ratio: float) -> str:
+    """Returns the name of the array that holds the selection at a keep ratio: `kept_0.25`."""
+    return f"kept_{keep_ratio:g}"

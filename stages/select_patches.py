@@ -1,0 +1,140 @@
+"""Stage 3: a ranker scores every patch; the top-k of every image is written down (Sec. 3.4)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ltrp_core.baselines.references import patch_variance
+from ltrp_core.errors import RequestError
+from ltrp_core.patches import patchify
+from ltrp_core.rankers import load_ranker
+from ltrp_core.selection import num_kept, select_patches
+from ltrp_core.views import Crop, make_view, normalize, render_view
+from stages.devices import resolve_device
+from stages.options import check_ranges, identity, option
+from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
+from stages.records import kept_name, stack_rows, view_row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectConfig:
+    """Options of `select`."""
+
+    ranker: Path = option(help="--out folder of `train-ranker`", changes_numbers=False)
+    keep_ratio: tuple[float, ...] = option(
+        (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"
+    )
+    homogeneous: float = option(
+        0.2, low=0.0, high=1.0, help="share of the kept from homogeneous regions (Tab. 1e)"
+    )
+    crop: Crop = option("eval", help="eval: centre crop; train: random resized crop and flip")
+    seed: int = option(0, help="of the views when --crop train")
+    batch_size: int = option(32, low=1, help="images at a time", changes_numbers=False)
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if len(set(self.keep_ratio)) != len(self.keep_ratio):
+            raise RequestError(f"--keep-ratio is given twice: {self.keep_ratio}")
+
+
+def selection_fields(config: SelectConfig, length: int) -> dict[str, ArrayField]:
+    """Returns the arrays of a unit of selections.
+
+    Raises:
+        RequestError: a keep ratio leaves no patch of `length`.
+    """
+    index, fill = ("uint16", 65535) if length > 255 else ("uint8", 255)
+    maps = ArrayField(dtype="float16", shape=(length,), fill=float("nan"))
+    return {
+        "key": ArrayField(dtype="string", shape=(), fill=""),
+        "size": ArrayField(dtype="int32", shape=(2,), fill=-1),
+        "crop": ArrayField(dtype="float32", shape=(1, 4), fill=float("nan")),
+        "flip": ArrayField(dtype="bool", shape=(1,), fill=False),
+        "ranker_score": maps,
+        "patch_variance": maps,
+        **{
+            kept_name(ratio): ArrayField(dtype=index, shape=(num_kept(ratio, length),), fill=fill)
+            for ratio in config.keep_ratio
+        },
+    }
+
+
+class UnitSelector:
+    """Selects the patches of one shard after another with one ranker."""
+
+    def __init__(self, config: SelectConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.ranker = load_ranker(config.ranker).eval().to(self.device)
+        self.length = self.ranker.grid**2
+        self.fields = selection_fields(config, self.length)
+
+    @torch.no_grad()
+    def __call__(self, samples: Iterable[Sample]) -> Arrays:
+        """Returns the arrays of `selection_fields` for the samples that come."""
+        rows: dict[str, list[object]] = {name: [] for name in self.fields}
+        pixels: list[Tensor] = []
+        size = self.ranker.grid * self.ranker.patch_size
+        for sample in samples:
+            height, width = sample.image.shape[:2]
+            view = make_view(self.config.crop, sample.key, 0, height, width, self.config.seed)
+            rows["key"].append(sample.key)
+            rows["size"].append((height, width))
+            rows["crop"].append([view_row(view)])
+            rows["flip"].append([view.flip])
+            pixels.append(render_view(sample.image, view, size))
+            if len(pixels) == self.config.batch_size:
+                self._select(pixels, rows)
+                pixels.clear()
+        self._select(pixels, rows)
+        return {name: stack_rows(rows[name], field) for name, field in self.fields.items()}
+
+    def _select(self, pixels: list[Tensor], rows: dict[str, list[object]]) -> None:
+        if not pixels:
+            return
+        images = normalize(torch.stack(pixels).to(self.device))
+        # One by one, so that a selection cannot depend on what else is in the batch.
+        scores = torch.cat([self.ranker(image[None]) for image in images]).float()
+        patches = patchify(images, self.ranker.patch_size)
+        rows["ranker_score"] += list(scores.cpu().numpy())
+        variance = patch_variance(images, self.ranker.patch_size)
+        rows["patch_variance"] += list(variance.cpu().numpy())
+        for ratio in self.config.keep_ratio:
+            kept = select_patches(
+                scores,
+                num_kept(ratio, self.length),
+                patches=patches,
+                homogeneous=self.config.homogeneous,
+            )
+            rows[kept_name(ratio)] += list(kept.cpu().numpy())
+
+
+def run(config: SelectConfig, *, units: UnitRunner, ranker_sha256: str) -> Summary:
+    """Writes the selections of every pending shard.
+
+    Raises:
+        CheckpointError: the ranker cannot be used; nothing has been written then.
+        RequestError: k out of range.
+    """
+    ranker = load_ranker(config.ranker)
+    selected_by = {
+        **identity(config),
+        "ranker_sha256": ranker_sha256,
+        "image_size": ranker.grid * ranker.patch_size,
+        "patch_size": ranker.patch_size,
+    }
+    fields = selection_fields(config, ranker.grid**2)
+    summary = units.run(
+        "select", functools.partial(UnitSelector, config), identity=selected_by, fields=fields
+    )
+    summary.next_step = (
+        f"ltrp-pipeline evaluate patches --selections {summary.output} --annotations instances.json"
+    )
+    return summary
