@@ -1,8 +1,8 @@
 """`x W^T + b` by the faster of the two CPU matrix libraries that torch carries.
 
-On a CPU torch sends a float32 `F.linear` to MKL, which leaves the wide vector units of CPUs that are
-not Intel's idle; oneDNN, which torch's compiler uses for frozen models, does not. The figures are
-in benchmarks/RESULTS.md.
+On a CPU torch sends a float32 `F.linear` to MKL, which leaves the wide vector units of CPUs that
+are not Intel's idle; oneDNN, which torch's compiler uses for frozen models, does not. The figures
+are in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

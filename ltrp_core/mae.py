@@ -36,7 +36,7 @@ class MAEConfig:
     grid: int = 14
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
-    """Of every LayerNorm; `transformers` checkpoints were trained with 1e-12."""
+    """Of every LayerNorm; `transformers` checkpoints are run with 1e-12."""
 
     @property
     def image_size(self) -> int:

@@ -59,8 +59,8 @@ def main() -> None:
     interrupt_on_signals()
     try:
         status = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        status = _fail("interrupted", 130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        status = _fail("interrupted; run the same command again to go on from here", 130)
     except click.ClickException as error:
         error.show()
         status = 2
@@ -69,8 +69,6 @@ def main() -> None:
     except OSError as error:
         named = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         status = _fail(f"{named}; check the path, its permissions and the space left", 2)
-    except KeyboardInterrupt:
-        status = _fail("interrupted; run the same command again to go on from here", 130)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -241,13 +241,12 @@ def report(shards: tuple[str, ...], **options: Any) -> int:
 
     Example: ltrp-pipeline report --selections selections --shards shards --mae mae.pth
     """
+    from pipeline.run_report import run_report
+
     names = {field.name for field in dataclasses.fields(ReportConfig)}
     config = ReportConfig(**{name: options.pop(name) for name in names})
-    return _finish(
-        run_stage.run_report(
-            config, shards=find_shards(shards), progress=open_progress(), **options
-        )
-    )
+    found = find_shards(shards)
+    return _finish(run_report(config, shards=found, progress=open_progress(), **options))
 
 
 @click.command()

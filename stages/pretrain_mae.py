@@ -60,8 +60,8 @@ def run(
     torch.manual_seed(config.seed)
     mae = create_mae(config.model)
     num_visible(mae.config.num_patches, config.mask_ratio)
-    folder.open({**identity(config), **images.identity})
     device = resolve_device(config.device)
+    folder.open({**identity(config), **images.identity})
     mae.to(device)
 
     def loss(batch: Batch) -> Tensor:

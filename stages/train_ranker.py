@@ -80,10 +80,10 @@ def run(
         grid=grid,
         patch_size=int(records.run["patch_size"]),
     )
-    folder.open({**identity(config), "cache": dict(records.run)})
     device = resolve_device(config.device)
-    ranker.to(device)
     compute_loss = loss_by_name(config.loss)
+    folder.open({**identity(config), "cache": dict(records.run)})
+    ranker.to(device)
 
     def loss(batch: Batch) -> Tensor:
         images, visible, score = (tensor.to(device) for tensor in batch)

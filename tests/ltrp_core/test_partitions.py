@@ -87,7 +87,7 @@ def test_iid_shows_every_patch_equally_often():
 
 @pytest.mark.parametrize("ratio", [1.0, 0.999, 0.0, -0.5, float("nan"), float("inf")])
 def test_a_ratio_without_visible_or_masked_patch_is_refused(ratio):
-    with pytest.raises(RequestError, match="mask ratio .* leaves no"):
+    with pytest.raises(RequestError, match=r"mask ratio .* leaves no"):
         sample_visible("k", 0, 1, 196, ratio, 0)
 
 

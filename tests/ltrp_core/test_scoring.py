@@ -3,12 +3,12 @@ import itertools
 
 import pytest
 import torch
-from oracles import scoring as oracle
 
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.scoring import METRICS, PHASES, REGIONS, leave_one_out_scores
+from oracles import scoring as oracle
 
 SMALL = MAEConfig(
     width=32,

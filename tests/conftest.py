@@ -1,0 +1,95 @@
+"""Real photographs, small: what the tests of the pipeline run on."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from ltrp_core.mae import MAEConfig, MaskedAutoencoder
+
+torch.set_num_threads(1)
+
+SMALL_MAE = MAEConfig(
+    width=48,
+    depth=2,
+    heads=2,
+    decoder_width=32,
+    decoder_depth=2,
+    decoder_heads=2,
+    patch_size=8,
+    grid=6,
+)
+"""48 px, 36 patches: the whole pipeline runs in seconds."""
+
+
+def jpeg(image: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=92, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, bytes]:
+    """Twelve crops of real photographs as JPEG, by name."""
+    crops = {}
+    for name, image in (
+        ("astronaut", data.astronaut()),
+        ("cat", data.chelsea()),
+        ("coffee", data.coffee()),
+    ):
+        for number in range(4):
+            top, left = 40 * number, 30 * number
+            crops[f"{name}_{number}"] = jpeg(image[top : top + 150, left : left + 180])
+    return crops
+
+
+def write_tar(path, members) -> None:
+    """Writes (name, bytes) pairs as a tar."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def make_tar():
+    return write_tar
+
+
+@pytest.fixture
+def photo_folder(photographs, tmp_path):
+    """A folder of the twelve photographs, one subfolder a subject."""
+    folder = tmp_path / "photos"
+    for name, content in photographs.items():
+        path = folder / name.split("_")[0] / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def shards(photographs, tmp_path):
+    """Three tars of four photographs."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    items = sorted(photographs.items())
+    for number in range(3):
+        members = [(f"{name}.jpg", c) for name, c in items[4 * number : 4 * number + 4]]
+        write_tar(folder / f"part-{number}.tar", members)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_mae(tmp_path_factory):
+    """The weights file of a 48 px masked autoencoder, random."""
+    from ltrp_core.checkpoints import save_mae
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("mae") / "small.safetensors"
+    save_mae(MaskedAutoencoder(SMALL_MAE), path)
+    return path
