@@ -98,7 +98,7 @@ class TarSink:
                         _add(tar, image)
                 file.flush()
                 os.fsync(file.fileno())
-            stamp = {
+            stamp: dict[str, str | int] = {
                 "name": name,
                 "size": temporary.stat().st_size,
                 "sha256": file_sha256(temporary),

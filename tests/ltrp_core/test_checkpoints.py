@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltrp_core import checkpoints
+from ltrp_core.checkpoint_formats import WeightsFile, interpret
 from ltrp_core.checkpoints import load_mae, save_mae, weights_sha256
 from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.mae import MAE_CONFIGS, MAEConfig, MaskedAutoencoder
@@ -207,7 +208,7 @@ def test_files_of_old_torch_load(mae: MaskedAutoencoder, state: State, tmp_path:
 def test_sizes_and_heads_of_every_named_model_are_recognized(name: str) -> None:
     with torch.device("meta"):  # the real shapes without their gigabytes
         state = MaskedAutoencoder(MAE_CONFIGS[name]).state_dict()
-    weights = checkpoints._interpret(checkpoints._File(path=Path("x.pth"), state=state))
+    weights = interpret(WeightsFile(path=Path("x.pth"), state=state))
     assert weights.config == MAE_CONFIGS[name]
     checkpoints._check_keys(Path("x.pth"), weights, state)
 
@@ -501,8 +502,8 @@ def test_the_size_of_the_published_base_model_fits(tmp_path: Path) -> None:
     with torch.device("meta"):
         state = transformers.ViTMAEForPreTraining(config).state_dict()
         expected = MaskedAutoencoder(MAE_CONFIGS["mae_base"]).state_dict()
-    file = checkpoints._File(path=tmp_path / "model.safetensors", state=state)
-    weights = checkpoints._interpret(file)
+    file = WeightsFile(path=tmp_path / "model.safetensors", state=state)
+    weights = interpret(file)
     assert weights.config == dataclasses.replace(MAE_CONFIGS["mae_base"], norm_eps=1e-12)
     checkpoints._check_keys(file.path, weights, expected)
 

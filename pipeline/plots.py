@@ -1,0 +1,274 @@
+"""The report's plots as SVG, each for a light and a dark page, and its heat-map colors.
+
+Figures are made without pyplot: no backend is chosen, no global state is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.evaluate_patches import EvaluationRow
+
+Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = ("light", "dark")
+METRICS = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
+MEASURES = {
+    "tau": "Kendall's tau-b",
+    "rho": "Spearman's rho",
+    "ndcg5": "NDCG@5",
+    "top1": "Top-1 agreement",
+}
+"""Agreement of a ranker with held-out scores; they share one plot."""
+_NOT_PLOTTED = ("epoch", "lr")
+"""The axis, and the schedule: an option, not a result."""
+_INK = {"light": "#3f474f", "dark": "#c3cad1"}
+_LINES = {"light": "#e3e6e8", "dark": "#343b43"}
+_SIZE_INCHES = (4.8, 3.0)
+
+
+class Style(NamedTuple):
+    """How a line is drawn: color on each page, dash, marker, width in points."""
+
+    light: str
+    dark: str
+    dash: str = "-"
+    marker: str = "o"
+    width: float = 1.5
+
+
+# Okabe and Ito's colors, lightened for the dark page; dash and marker differ as well.
+STYLES = {
+    "ranker": Style("#0072b2", "#56b4e9", width=2.6),
+    "ranker, top-k only": Style("#0072b2", "#56b4e9", "--", "s"),
+    "teacher": Style("#c65000", "#ee8a45", marker="^"),
+    "patch variance": Style("#008562", "#2fc59a", marker="D"),
+    "center": Style("#a8497f", "#dd8fbb", marker="v"),
+    "random": Style("#6d7278", "#9da3a9", ":", "x"),
+    "oracle": Style("#22272c", "#eceff1", "-.", "*"),
+}
+_SERIES = (STYLES["ranker"], STYLES["teacher"], STYLES["patch variance"], STYLES["center"])
+_OTHER = Style("#6d7278", "#9da3a9", "--", ".")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plot:
+    """One plot of the page: a file for each theme."""
+
+    title: str
+    alt: str
+    light: str
+    dark: str
+
+
+class _Line(NamedTuple):
+    label: str
+    points: list[tuple[float, float]]
+    style: Style
+    band: list[tuple[float, float]] | None = None
+
+
+def plot_evaluation(rows: Sequence[EvaluationRow], folder: Path) -> list[Plot]:
+    """Writes one plot a metric, each source against the keep ratio, into `folder`.
+
+    The band is the 95 % bootstrap interval of the ranker's precision, the one that a row holds.
+    """
+    plots = []
+    for metric, title in METRICS.items():
+        lines = list(_source_lines(rows, metric)) if rows else []
+        if lines:
+            ends = "; ".join(f"{line.label} {line.points[-1][1]:.3f}" for line in lines)
+            ratio = max(row.keep_ratio for row in rows)
+            plots.append(
+                _write_themes(
+                    folder / f"evaluation-{metric}",
+                    lines,
+                    title=title,
+                    alt=f"{title} against keep ratio. At {ratio:.0%}: {ends}.",
+                    x_label="kept patches, %",
+                )
+            )
+    return plots
+
+
+def plot_curves(rows: Sequence[Mapping[str, float]], folder: Path, name: str) -> list[Plot]:
+    """Writes the plots of one training run into `folder`: each figure, then the measures together.
+
+    Args:
+        rows: one an epoch; a row need not hold every figure.
+        folder: exists.
+        name: begins the file names.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row if key not in _NOT_PLOTTED))
+    groups = [[key] for key in keys if key not in MEASURES]
+    shared = [key for key in MEASURES if key in keys]
+    plots = []
+    for number, group in enumerate([*groups, shared] if shared else groups):
+        lines = [
+            _Line(MEASURES.get(key, key), _finite_points(rows, key), style)
+            for key, style in zip(group, _SERIES, strict=False)
+        ]
+        title = "Agreement on held-out images" if group is shared else group[0].capitalize()
+        lost = sum(key in row for row in rows for key in group) - sum(len(x.points) for x in lines)
+        if lost:
+            title += f" ({lost} values are not finite)"
+        ends = "; ".join(
+            f"{x.label} from {x.points[0][1]:.4g} to {x.points[-1][1]:.4g}"
+            for x in lines
+            if x.points
+        )
+        plots.append(
+            _write_themes(
+                folder / f"{name}-{number}",
+                lines,
+                title=title,
+                alt=f"{title} against epoch: {ends or 'no finite value'}.",
+                x_label="epoch",
+            )
+        )
+    return plots
+
+
+def heat_map(scores: NDArray[Any], grid: int) -> NDArray[np.uint8]:
+    """Returns the colors of a score map, uint8 (g, g, 3), by the patches' ranks in it.
+
+    Ranks, not values: a teacher's scores and a ranker's have no common unit, and a few large ones
+    would leave the rest of the map dark. Equal scores share their mean rank.
+
+    Args:
+        scores: (L,), L = grid * grid, finite, higher = matters more.
+        grid: patches a side.
+    """
+    from matplotlib import colormaps
+    from scipy.stats import rankdata
+
+    ranks = (rankdata(scores) - 1) / max(len(scores) - 1, 1)
+    colors: NDArray[np.uint8] = colormaps["viridis"](ranks, bytes=True)[:, :3]
+    return colors.reshape(grid, grid, 3)
+
+
+def heat_scale(steps: int = 9) -> list[str]:
+    """Returns the colors of `heat_map` from low to high, as CSS colors."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["viridis"](value)) for value in np.linspace(0, 1, steps)]
+
+
+def _source_lines(rows: Sequence[EvaluationRow], metric: str) -> Iterator[_Line]:
+    for source in dict.fromkeys(row.source for row in rows):
+        own = sorted((r for r in rows if r.source == source), key=lambda r: r.keep_ratio)
+        points = [(100 * row.keep_ratio, float(getattr(row, metric))) for row in own]
+        points = [point for point in points if math.isfinite(point[1])]
+        band = None
+        if metric == "precision" and source == "ranker":
+            band = [(row.precision_low, row.precision_high) for row in own]
+        if points:
+            whole = band is not None and len(points) == len(band)
+            yield _Line(source, points, STYLES.get(source, _OTHER), band if whole else None)
+
+
+def _finite_points(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    return [
+        (float(row.get("epoch", number)), float(row[key]))
+        for number, row in enumerate(rows, start=1)
+        if key in row and math.isfinite(row[key])
+    ]
+
+
+def _write_themes(
+    stem: Path, lines: Sequence[_Line], *, title: str, alt: str, x_label: str
+) -> Plot:
+    files: dict[Theme, str] = {}
+    for theme in THEMES:
+        path = stem.with_name(f"{stem.name}-{theme}.svg")
+        _draw(path, lines, theme, x_label)
+        files[theme] = path.name
+    return Plot(title=title, alt=alt, light=files["light"], dark=files["dark"])
+
+
+def _draw(path: Path, lines: Sequence[_Line], theme: Theme, x_label: str) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    # Text as outlines and a fixed salt: the file looks the same everywhere and is reproducible.
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9}):
+        figure = Figure(figsize=_SIZE_INCHES)
+        axes = figure.add_axes((0.11, 0.15, 0.86 if len(lines) == 1 else 0.59, 0.81))
+        for line in lines:
+            _draw_line(axes, line, theme)
+        ratios = sorted({x for line in lines for x, _ in line.points})
+        if x_label == "epoch":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        else:
+            axes.set_xticks(ratios, [f"{x:g}" for x in ratios])
+            axes.set_ylim(bottom=0)
+        axes.margins(x=0.04)
+        _dress(axes, theme, x_label)
+        if len(lines) > 1:
+            _label_ends(axes, lines, theme)
+        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+
+
+def _draw_line(axes: Any, line: _Line, theme: Theme) -> None:
+    style, color = line.style, getattr(line.style, theme)
+    x, y = [p[0] for p in line.points], [p[1] for p in line.points]
+    if line.band is not None:
+        low, high = zip(*line.band, strict=True)
+        axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+    # Dots on thirty epochs or more would hide the line.
+    marker = style.marker if len(x) < 30 else None
+    axes.plot(x, y, style.dash, color=color, marker=marker, lw=style.width, ms=4.5)
+
+
+def _dress(axes: Any, theme: Theme, x_label: str) -> None:
+    axes.set_xlabel(x_label, color=_INK[theme])
+    axes.grid(axis="y", color=_LINES[theme], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK[theme], length=0, pad=5)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(_LINES[theme])
+
+
+def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
+    """Writes each line's name beside its end, moved apart where ends are close."""
+    drawn = [line for line in lines if line.points]
+    low, high = axes.get_ylim()
+    ends = [(line.points[-1][1] - low) / (high - low) for line in drawn]
+    for line, end, place in zip(drawn, ends, _moved_apart(ends, gap=0.075), strict=True):
+        x = (line.points[-1][0] - axes.get_xlim()[0]) / (axes.get_xlim()[1] - axes.get_xlim()[0])
+        color = getattr(line.style, theme)
+        axes.annotate(
+            line.label,
+            xy=(x, end),
+            xytext=(1.07, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=color,
+            va="center",
+            parse_math=False,
+            annotation_clip=False,
+            weight="bold" if line.label == "ranker" else "normal",
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
+    """Returns the places, in the same order, at least `gap` apart and within 0 to 1 if they fit."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    moved = list(places)
+    for below, above in zip(order, order[1:], strict=False):
+        moved[above] = max(moved[above], moved[below] + gap)
+    ceiling = 1.0
+    for index in reversed(order):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved
