@@ -17,8 +17,8 @@ from pipeline.store.receipts import file_sha256, replace_text
 from stages.pack import ImageFile
 
 
-def find_images(folder: Path) -> list[ImageFile]:
-    """Returns every image below `folder`, sorted by relative path, with a unique key and a class.
+def find_images(folder: Path) -> tuple[list[ImageFile], list[str]]:
+    """Returns the images below `folder` with unique keys and classes, and the names of other files.
 
     A key is the relative path without its ending, dots replaced (WebDataset ends a key at the first
     dot); where two files would share one, both keep their ending (`cat_jpg`, `cat_png`). Where
@@ -29,22 +29,20 @@ def find_images(folder: Path) -> list[ImageFile]:
     """
     if not folder.is_dir():
         raise RequestError(f"{folder} is no folder of images")
-    names: list[str] = []
+    everything: list[str] = []
     for root, folders, files in os.walk(folder, onerror=_unreadable):
         folders.sort()
         relative = Path(root).relative_to(folder)
-        names += [
-            (relative / name).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in EXTENSIONS
-        ]
+        everything += [(relative / name).as_posix() for name in files]
+    names = [name for name in everything if Path(name).suffix.lower() in EXTENSIONS]
+    others = sorted(set(everything) - set(names))
     if not names:
         raise RequestError(f"{folder} holds no image ({', '.join(sorted(EXTENSIONS))})")
     names.sort()
     labelled = all("/" in name for name in names)
     classes = sorted({name.split("/", 1)[0] for name in names}) if labelled else []
     keys = _unique_keys(names)
-    return [
+    images = [
         ImageFile(
             path=folder / name,
             key=key,
@@ -53,6 +51,7 @@ def find_images(folder: Path) -> list[ImageFile]:
         )
         for name, key in zip(names, keys, strict=True)
     ]
+    return images, others
 
 
 def _unreadable(error: OSError) -> None:

@@ -5,6 +5,7 @@ Figures are made without pyplot: no backend is chosen, no global state is touche
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -265,7 +266,7 @@ def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
     """Returns the places, in the same order, at least `gap` apart and within 0 to 1 if they fit."""
     order = sorted(range(len(places)), key=places.__getitem__)
     moved = list(places)
-    for below, above in zip(order, order[1:], strict=False):
+    for below, above in itertools.pairwise(order):
         moved[above] = max(moved[above], moved[below] + gap)
     ceiling = 1.0
     for index in reversed(order):

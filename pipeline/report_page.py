@@ -205,9 +205,8 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
     """Writes the pictures of one image; returns their names and the squares drawn over them."""
 
     def save(name: str, pixels: NDArray[np.uint8]) -> str:
-        # Maps are drawn pixel by pixel and must keep their colors; photographs are large.
         path = folder / f"{number:04d}-{name}"
-        Image.fromarray(pixels).save(path, **({} if path.suffix == ".png" else {"quality": 90}))
+        Image.fromarray(pixels).save(path, quality=90)  # PNG has no quality and ignores it
         return path.name
 
     hidden = np.setdiff1d(np.arange(grid**2), image.visible)

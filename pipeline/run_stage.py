@@ -36,10 +36,12 @@ RANKER_FILE = "ranker.safetensors"
 def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
     """Packs the images below a folder into the shards of `out`."""
     out = out.absolute()
-    files = find_images(images)
+    files, others = find_images(images)
     summary = pack_stage.run(
         config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress
     )
+    if others:
+        summary.notes.append(f"{len(others)} files are no images by name, e.g. {others[0]}")
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline score --shards {out} --mae WEIGHTS --out cache"
     return summary

@@ -46,7 +46,10 @@ class Member:
     key: str
     name: str
     offset: int
+    """Of the data in the tar, bytes"""
     data: bytes
+    is_regular: bool = True
+    """False for links, devices and sparse files under an image's name; they have no data here."""
 
 
 def find_shards(patterns: Sequence[str]) -> list[Shard]:
@@ -112,7 +115,7 @@ def _choices(brace: str) -> list[str]:
 
 
 def read_members(shard: Shard) -> Iterator[Member]:
-    """Yields the image of every sample of a shard, in order.
+    """Yields the image of every sample of a shard, in order; other members are labels and such.
 
     `tarfile` ends silently at a damaged header, in the middle or where a tar was cut; so after its
     last member there must be zero blocks and nothing else up to the end of the file.
@@ -126,7 +129,7 @@ def read_members(shard: Shard) -> Iterator[Member]:
         with open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
-                if info.isfile() and PurePosixPath(info.name).suffix.lower() in EXTENSIONS:
+                if not info.isdir() and PurePosixPath(info.name).suffix.lower() in EXTENSIONS:
                     key = sample_key(info.name)
                     if key in keys:
                         raise DamagedShardError(
@@ -134,7 +137,9 @@ def read_members(shard: Shard) -> Iterator[Member]:
                             "keys must be unique in a shard"
                         )
                     keys.add(key)
-                    yield Member(key, info.name, info.offset_data, _read(file, info, shard))
+                    is_regular = info.isreg() and not info.issparse()
+                    data = _read(file, info, shard) if is_regular else b""
+                    yield Member(key, info.name, info.offset_data, data, is_regular)
                     file.seek(end)
             _check_end(file, end, shard)
     except tarfile.TarError as error:

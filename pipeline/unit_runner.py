@@ -126,6 +126,8 @@ def decoded_samples(shard: Shard, bad: list[BadSample]) -> Iterator[Sample]:
     """
     for member in read_members(shard):
         try:
+            if not member.is_regular:
+                raise ImageError("not_a_file", f"{member.name!r} is a link, device or sparse file")
             yield Sample(member.key, decode_image(member.data))
         except ImageError as error:
             bad.append(BadSample(member.key, member.offset, error.reason, str(error)))

@@ -67,8 +67,8 @@ def test_other_images_or_options_are_another_run(photo_folder, tmp_path):
 def test_names_that_would_share_a_key_keep_their_endings(tmp_path):
     for name in ("cat.jpg", "cat.png", "dog.v1.jpg", "dog.v2.jpg"):
         (tmp_path / name).write_bytes(b"x")
-    assert [f.key for f in find_images(tmp_path)] == ["cat_jpg", "cat_png", "dog_v1", "dog_v2"]
-    assert all(f.label is None for f in find_images(tmp_path))
+    assert [f.key for f in find_images(tmp_path)[0]] == ["cat_jpg", "cat_png", "dog_v1", "dog_v2"]
+    assert all(f.label is None for f in find_images(tmp_path)[0])
 
 
 def test_keys_survive_the_way_through_a_tar(tmp_path, photographs):
@@ -87,7 +87,7 @@ def test_keys_survive_the_way_through_a_tar(tmp_path, photographs):
         (folder / name).write_bytes(content)
     pack(folder, tmp_path / "out", PackConfig())
     members = list(read_members(Shard(str(tmp_path / "out" / "images-0000.tar"))))
-    assert sorted(m.key for m in members) == sorted(f.key for f in find_images(folder))
+    assert sorted(m.key for m in members) == sorted(f.key for f in find_images(folder)[0])
     assert np.all([m.data == content for m in members])
 
 
@@ -98,3 +98,10 @@ def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(RequestError, match="is no folder"):
         find_images(tmp_path / "missing")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_images_by_name_are_mentioned(photo_folder, tmp_path):
+    (photo_folder / "cat" / "notes.txt").write_text("x")
+    summary = pack(photo_folder, tmp_path / "out")
+    assert summary.notes == ["1 files are no images by name, e.g. cat/notes.txt"]
+    assert summary.n_ok == 12

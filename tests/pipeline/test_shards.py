@@ -5,6 +5,7 @@ import pytest
 
 from ltrp_core.errors import RequestError
 from pipeline.shards import DamagedShardError, Shard, find_shards, read_members, sample_key
+from pipeline.unit_runner import decoded_samples
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_names_outside_the_archive_are_only_keys(tmp_path, photographs, make_tar
     assert not list(tmp_path.parent.glob("evil*"))
 
 
-def test_links_and_devices_are_no_images(tmp_path, photographs):
+def test_links_under_an_images_name_are_reported(tmp_path, photographs):
     path = tmp_path / "d.tar"
     with tarfile.open(path, "w") as tar:
         link = tarfile.TarInfo("link.jpg")
@@ -81,7 +82,9 @@ def test_links_and_devices_are_no_images(tmp_path, photographs):
         content = next(iter(photographs.values()))
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
-    assert [m.key for m in read(path)] == ["real"]
+    bad = []
+    assert [sample.key for sample in decoded_samples(Shard(str(path)), bad)] == ["real"]
+    assert [(row.key, row.reason) for row in bad] == [("link", "not_a_file")]
 
 
 @pytest.mark.parametrize(
