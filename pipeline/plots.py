@@ -5,11 +5,11 @@ Figures are made without pyplot: no backend is chosen, no global state is touche
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -118,7 +118,7 @@ def plot_curves(rows: Sequence[Mapping[str, float]], folder: Path, name: str) ->
         title = "Agreement on held-out images" if group is shared else group[0].capitalize()
         lost = sum(key in row for row in rows for key in group) - sum(len(x.points) for x in lines)
         if lost:
-            title += f" ({lost} values are not finite)"
+            title += f" ({lost} value{' is' if lost == 1 else 's are'} not finite)"
         ends = "; ".join(
             f"{x.label} from {x.points[0][1]:.4g} to {x.points[-1][1]:.4g}"
             for x in lines
@@ -202,7 +202,7 @@ def _draw(path: Path, lines: Sequence[_Line], theme: Theme, x_label: str) -> Non
     # Text as outlines and a fixed salt: the file looks the same everywhere and is reproducible.
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9}):
         figure = Figure(figsize=_SIZE_INCHES)
-        axes = figure.add_axes((0.11, 0.15, 0.86 if len(lines) == 1 else 0.59, 0.81))
+        axes = figure.add_axes((0.11, 0.15, 0.86 if len(lines) == 1 else 0.56, 0.81))
         for line in lines:
             _draw_line(axes, line, theme)
         ratios = sorted({x for line in lines for x, _ in line.points})
@@ -250,7 +250,7 @@ def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
         axes.annotate(
             line.label,
             xy=(x, end),
-            xytext=(1.07, place),
+            xytext=(1.13, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
             color=color,
@@ -263,13 +263,19 @@ def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
 
 
 def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Returns the places, in the same order, at least `gap` apart and within 0 to 1 if they fit."""
+    """Returns the places in the same order, at least `gap` apart, moved as little as possible.
+
+    Least squares by pooling: labels that would overlap become a block around their own mean.
+    """
     order = sorted(range(len(places)), key=places.__getitem__)
+    blocks: list[list[float]] = []
+    for rank, index in enumerate(order):
+        blocks.append([places[index] - gap * rank])
+        while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [fmean(block) for block in blocks for _ in block]
     moved = list(places)
-    for below, above in itertools.pairwise(order):
-        moved[above] = max(moved[above], moved[below] + gap)
-    ceiling = 1.0
-    for index in reversed(order):
-        moved[index] = min(moved[index], ceiling)
-        ceiling = moved[index] - gap
-    return moved
+    for rank, index in enumerate(order):
+        moved[index] = level[rank] + gap * rank
+    lift = max(0.0, -min(moved))  # Below the axis stand its numbers.
+    return [place + lift for place in moved]

@@ -106,7 +106,7 @@ def open_progress() -> TerminalProgress | JsonLineProgress:
 
 def print_summary(summary: Summary) -> None:
     """Prints what was done, what failed and why, where the output is, what to run next."""
-    rate = f", {summary.n_ok / summary.seconds:.1f} images/s" if summary.seconds > 0 else ""
+    rate = f", {summary.rate}" if summary.rate else ""
     counts = f"{summary.done} done, {summary.skipped} already there, {len(summary.failed)} failed"
     lines = [
         f"{summary.stage}: {counts}; {summary.n_ok} images ok, {summary.n_bad} bad; "

@@ -41,7 +41,9 @@ def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: P
         config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress
     )
     if others:
-        summary.notes.append(f"{len(others)} files are no images by name, e.g. {others[0]}")
+        summary.notes.append(
+            f"left out {len(others)} file(s) not named as images, e.g. {others[0]}"
+        )
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline score --shards {out} --mae WEIGHTS --out cache"
     return summary

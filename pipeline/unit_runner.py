@@ -65,6 +65,8 @@ class CacheRunner:
                     bar.advance(1, **{"images/s": rate, "failed": float(len(summary.failed))})
             cache.write_manifest()
         summary.seconds = time.monotonic() - started
+        if summary.done:
+            summary.rate = f"{summary.n_ok / summary.seconds:.1f} images/s"
         return summary
 
     def _pending(

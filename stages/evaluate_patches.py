@@ -115,7 +115,7 @@ def run(
         for (source, ratio), tally in sorted(tallies.items(), key=_table_order)
     ]
     if unannotated:
-        summary.notes.append(f"{unannotated} selected images are not annotated and were left out")
+        summary.notes.append(f"left out {unannotated} selected image(s) without annotation")
     summary.seconds = time.monotonic() - started
     return rows, summary
 

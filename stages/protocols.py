@@ -68,6 +68,8 @@ class Summary:
     n_ok: int = 0
     n_bad: int = 0
     seconds: float = 0.0
+    rate: str = ""
+    """What there is one of, e.g. "41.2 images/s"."""
     notes: list[str] = field(default_factory=list)
     """Whatever else must not go unsaid, e.g. samples that were left out."""
     output: str = ""

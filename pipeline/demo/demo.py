@@ -37,8 +37,8 @@ class DemoSize:
     ranker_epochs: int
 
 
-FULL = DemoSize(mae_epochs=40, mae_views=24, score_views=8, ranker_epochs=8)
-QUICK = DemoSize(mae_epochs=10, mae_views=16, score_views=2, ranker_epochs=4)
+FULL = DemoSize(mae_epochs=32, mae_views=32, score_views=12, ranker_epochs=12)
+QUICK = DemoSize(mae_epochs=8, mae_views=32, score_views=2, ranker_epochs=6)
 
 
 def run_demo(out: Path, *, quick: bool) -> int:
@@ -54,6 +54,7 @@ def run_demo(out: Path, *, quick: bool) -> int:
     claim_folder(out, "demo", {"quick": quick})
     for step in _steps(out, QUICK if quick else FULL):
         summary = step()
+        summary.next_step = ""
         print_summary(summary)
         if summary.failed:
             return 1
@@ -77,7 +78,12 @@ def _steps(out: Path, size: DemoSize) -> list[Callable[[], Summary]]:
     def pretrain() -> Summary:
         _say("2  pretrain-mae: a masked autoencoder of 4.6 M parameters, from scratch")
         config = PretrainConfig(
-            epochs=size.mae_epochs, views=size.mae_views, base_lr=2e-3, batch_size=48
+            epochs=size.mae_epochs,
+            views=size.mae_views,
+            # Few photographs: many small steps reach further than the recipe's large batches.
+            batch_size=8,
+            base_lr=3.2e-2,
+            warmup_epochs=2,
         )
         return run_stage.run_pretrain(config, _found(shards), out / "mae", progress)
 
@@ -95,9 +101,11 @@ def _steps(out: Path, size: DemoSize) -> list[Callable[[], Summary]]:
         _say("5  train-ranker: a ViT-T learns the cached scores; the autoencoder is done")
         config = TrainRankerConfig(
             ranker="vit_tiny",
+            head="token",
             epochs=size.ranker_epochs,
             batch_size=32,
-            base_lr=2e-3,
+            base_lr=4e-3,
+            warmup_epochs=1,
         )
         measures, summary = run_stage.run_train_ranker(
             config, out / "cache", _found(shards), out / "ranker", progress

@@ -4,7 +4,6 @@
   const length = shown.grid * shown.grid;
   const slider = document.getElementById("keep");
   const count = document.getElementById("count");
-  const key = document.getElementById("stored-key");
   const outlines = document.getElementById("outlines");
   const buttons = [...document.querySelectorAll("[data-stored]")];
   const cards = [...document.querySelectorAll("[data-card]")];
@@ -36,7 +35,7 @@
 
   function press(number) {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
-    if (key) key.hidden = number < 0;
+    document.body.classList.toggle("as-stored", number >= 0);
   }
 
   function showBest(k) {

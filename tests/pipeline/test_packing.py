@@ -103,5 +103,5 @@ def test_a_folder_without_images_is_refused(tmp_path):
 def test_files_that_are_no_images_by_name_are_mentioned(photo_folder, tmp_path):
     (photo_folder / "cat" / "notes.txt").write_text("x")
     summary = pack(photo_folder, tmp_path / "out")
-    assert summary.notes == ["1 files are no images by name, e.g. cat/notes.txt"]
+    assert summary.notes == ["left out 1 file(s) not named as images, e.g. cat/notes.txt"]
     assert summary.n_ok == 12

@@ -1,0 +1,90 @@
+"""What a cache says is what the method says about the recorded views."""
+
+import numpy as np
+import pytest
+import torch
+
+from ltrp_core.checkpoints import load_mae
+from ltrp_core.views import normalize
+from oracles import scoring as oracle
+from pipeline.progress import JsonLineProgress
+from pipeline.record_stream import CachedRecords, replay_views
+from pipeline.run_stage import run_score
+from pipeline.shards import find_shards
+from pipeline.store import open_cache
+from pipeline.workers import InProcessPool
+from stages.evaluate_patches import cover_maps
+from stages.score import ScoreConfig
+
+QUIET = JsonLineProgress(every_s=1e9)
+
+
+@pytest.fixture
+def scored(shards, small_mae, tmp_path):
+    found = find_shards([str(shards)])
+
+    def scored(**options):
+        out = tmp_path / f"cache-{len(list(tmp_path.iterdir()))}"
+        run_score(ScoreConfig(mae=str(small_mae), **options), found, out, InProcessPool(), QUIET)
+        return open_cache(out), found
+
+    return scored
+
+
+@pytest.mark.parametrize("phase", ["decoder", "encoder"])
+def test_cached_scores_are_the_oracles_on_the_replayed_views(scored, small_mae, phase):
+    cache, shards = scored(views=2, partitions=2, phase=phase)
+    unit = cache.units[0]
+    arrays = cache.read(unit)
+    pixels = torch.from_numpy(replay_views(cache, unit, arrays, shards[0]))
+    mae = load_mae(small_mae)
+    for row, view, partition in ((0, 0, 0), (1, 1, 0), (3, 0, 1)):
+        visible = torch.from_numpy(arrays["visible"][row, view, partition].astype(np.int64))
+        images = normalize(pixels[row, view])[None]
+        expected = oracle.leave_one_out(mae, images, visible[None], phase)[0]
+        np.testing.assert_allclose(arrays["score"][row, view, partition], expected, rtol=1e-4)
+
+
+def test_float16_scores_are_the_rounded_ones(scored):
+    exact, rounded = scored()[0], scored(score_dtype="float16")[0]
+    for unit in exact.units:
+        ours, theirs = exact.read(unit)["score"], rounded.read(unit)["score"]
+        assert theirs.dtype == np.float16
+        assert np.array_equal(ours.astype(np.float16), theirs)
+
+
+def test_cover_scores_every_patch_and_its_mean_is_the_map(scored):
+    cache, _ = scored(crop="eval", sampler="cover", partitions=24)
+    maps = cover_maps(cache, 6)
+    assert len(maps) == 12
+    arrays = cache.read(cache.units[0])
+    patch = 17
+    seen = arrays["visible"][0, 0] == patch
+    assert seen.sum() == 2
+    assert maps[arrays["key"][0]][patch] == pytest.approx(arrays["score"][0, 0][seen].mean())
+
+
+def test_a_training_epoch_sees_each_record_once_in_an_order_of_its_own(scored):
+    cache, shards = scored(views=2, partitions=3)
+    records = CachedRecords(cache, shards, QUIET)
+    keys = frozenset(records.keys[::2])
+
+    def epoch(number):
+        return [
+            (record.key, tuple(record.visible.tolist()), tuple(record.score.tolist()))
+            for window in records.windows(number, 0, keys)
+            for record in window
+        ]
+
+    assert len(epoch(0)) == 6 * records.records_per_key == len(set(epoch(0)))
+    assert {key for key, _, _ in epoch(0)} == keys
+    assert epoch(1) == epoch(1)
+    assert sorted(epoch(0)) == sorted(epoch(1))
+    assert len({tuple(epoch(number)) for number in range(10)}) > 2
+
+
+def test_scoring_again_with_another_seed_draws_other_views(scored):
+    first, second = scored()[0].read, scored(seed=1)[0].read
+    units = scored()[0].units
+    assert not np.array_equal(first(units[0])["visible"], second(units[0])["visible"])
+    assert not np.array_equal(first(units[0])["crop"], second(units[0])["crop"])
