@@ -90,6 +90,11 @@ def find_weights(path: Path) -> Path:
 
 
 def read_file(path: Path) -> WeightsFile:
+    """Returns what the weights file at `path` holds, safetensors or torch's own, nothing executed.
+
+    Raises:
+        CheckpointError: unreadable, empty, damaged, asking to run code, or without parameters.
+    """
     try:
         with open(path, "rb") as stream:
             head = stream.read(9)
@@ -182,6 +187,11 @@ _TARGETS: dict[object, Target] = {
 
 
 def interpret(file: WeightsFile) -> Weights:
+    """Returns the file in the words of `MaskedAutoencoder`: sizes, names and target.
+
+    Raises:
+        CheckpointError: of no known format, without a decoder, or of sizes that are not supported.
+    """
     if file.metadata.get("format") == OUR_FORMAT:
         return _from_ours(file)
     if any(re.match(r"(vit|decoder|embeddings)\.", key) for key in file.state):

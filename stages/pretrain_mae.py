@@ -15,33 +15,21 @@ from ltrp_core.partitions import num_visible, sample_visible
 from ltrp_core.seeding import random_permutation
 from ltrp_core.views import make_view, normalize, render_view
 from stages.devices import resolve_device
-from stages.options import check_ranges, identity, option
+from stages.options import identity, option
 from stages.protocols import ImageStream, Progress, Sample, Summary, TrainingFolder
-from stages.training import Recipe, fit
+from stages.training import TrainingConfig, fit
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images (B, 3, S, S) and visible int64 (B, n)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
+class PretrainConfig(TrainingConfig):
     """Options of `pretrain-mae`."""
 
     model: str = option("mae_tiny", help="mae_tiny, mae_small, mae_base, mae_large or mae_huge")
-    epochs: int = option(400, low=1, help="passes over the images")
     views: int = option(1, low=1, help="views an image an epoch; an image is decoded once for all")
-    batch_size: int = option(64, low=1, help="views a step")
-    base_lr: float = option(
-        1.5e-4, low=0.0, help="learning rate for a batch of 256; scaled to the batch"
-    )
-    warmup_epochs: float = option(40.0, low=0.0, help="epochs of linear warm-up")
-    weight_decay: float = option(0.05, low=0.0, help="AdamW's; none on biases and norms")
     mask_ratio: float = option(0.75, help="share of masked patches")
-    seed: int = option(0, help="of weights, views, partitions and order")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(
@@ -72,7 +60,7 @@ def run(
     num_views = images.num_images * config.views
     fit(
         mae,
-        _recipe(config),
+        config,
         steps_per_epoch=math.ceil(num_views / config.batch_size),
         batches=lambda epoch: _batches(config, images, epoch, mae),
         loss=loss,
@@ -84,16 +72,6 @@ def run(
     summary = Summary(stage="pretrain-mae", done=1, n_ok=images.num_images, n_bad=images.num_bad)
     summary.seconds = time.monotonic() - started
     return mae.cpu().eval(), summary
-
-
-def _recipe(config: PretrainConfig) -> Recipe:
-    return Recipe(
-        epochs=config.epochs,
-        warmup_epochs=min(config.warmup_epochs, config.epochs / 4),
-        base_lr=config.base_lr,
-        weight_decay=config.weight_decay,
-        batch_size=config.batch_size,
-    )
 
 
 def _batches(

@@ -20,16 +20,16 @@ from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top1_ag
 from ltrp_core.seeding import random_bits, random_permutation
 from ltrp_core.views import normalize
 from stages.devices import resolve_device
-from stages.options import check_ranges, identity, option
+from stages.options import identity, option
 from stages.protocols import Progress, RankedView, RecordStream, Summary, TrainingFolder
-from stages.training import Recipe, fit
+from stages.training import TrainingConfig, fit
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """uint8 images (B, 3, S, S), visible int64 (B, n), scores float32 (B, n)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainRankerConfig:
+class TrainRankerConfig(TrainingConfig):
     """Options of `train-ranker`; the defaults are the paper's recipe, scaled to the batch."""
 
     ranker: str = option(
@@ -42,19 +42,8 @@ class TrainRankerConfig:
     loss: Literal["listmle", "listnet", "ranknet", "regression"] = option(
         "listmle", help="ranking loss (Tab. 1f)"
     )
-    epochs: int = option(400, low=1, help="passes over the records")
-    batch_size: int = option(256, low=1, help="records a step")
-    base_lr: float = option(
-        1.5e-4, low=0.0, help="learning rate for a batch of 256; scaled to the batch"
-    )
-    warmup_epochs: float = option(40.0, low=0.0, help="epochs of linear warm-up")
     weight_decay: float = option(0.06, low=0.0, help="AdamW's; none on biases and norms")
     holdout: float = option(0.1, low=0.0, high=0.9, help="share of images kept for validation")
-    seed: int = option(0, help="of weights, order, ties and the hold-out")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(
@@ -91,7 +80,7 @@ def run(
 
     history = fit(
         ranker,
-        _recipe(config),
+        config,
         steps_per_epoch=math.ceil(len(train) * records.records_per_key / config.batch_size),
         batches=lambda epoch: _batches(records, epoch, train, config.seed, config.batch_size),
         loss=loss,
@@ -150,16 +139,6 @@ def validate(
         "top1": top1_agreement(scores, targets),
     }
     return {name: float(values.double().nanmean()) for name, values in measures.items()}
-
-
-def _recipe(config: TrainRankerConfig) -> Recipe:
-    return Recipe(
-        epochs=config.epochs,
-        warmup_epochs=min(config.warmup_epochs, config.epochs / 4),
-        base_lr=config.base_lr,
-        weight_decay=config.weight_decay,
-        batch_size=config.batch_size,
-    )
 
 
 def _batches(

@@ -16,19 +16,28 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from stages.options import check_ranges, option
 from stages.protocols import Progress, TrainingFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """How long, how fast. Source of the defaults: the MAE recipe, which the paper follows."""
+class TrainingConfig:
+    """Options that both training stages have; the defaults are MAE's, which the paper follows."""
 
-    epochs: int
-    warmup_epochs: float
-    base_lr: float
-    """For a batch of 256; the rate in use is base_lr * batch / 256."""
-    weight_decay: float
-    batch_size: int
+    epochs: int = option(400, low=1, help="passes over the data")
+    batch_size: int = option(256, low=1, help="views or records a step")
+    base_lr: float = option(
+        1.5e-4, low=0.0, help="learning rate for a batch of 256; scaled to the batch"
+    )
+    warmup_epochs: float = option(
+        40.0, low=0.0, help="epochs of linear warm-up, at most a quarter of all"
+    )
+    weight_decay: float = option(0.05, low=0.0, help="AdamW's; none on biases and norms")
+    seed: int = option(0, help="of weights, order and everything else that is drawn")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def lr(self) -> float:
@@ -38,7 +47,7 @@ class Recipe:
 
 def fit(
     model: nn.Module,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     steps_per_epoch: int,
     batches: Callable[[int], Iterator[Any]],
@@ -54,13 +63,14 @@ def fit(
     warm-up, then a cosine to 0, stepped every update; gradients clipped to norm 1.
     """
     optimizer = create_optimizer_v2(
-        model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
+        model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95)
     )
-    total = recipe.epochs * steps_per_epoch
+    total = config.epochs * steps_per_epoch
+    warmup_epochs = min(config.warmup_epochs, config.epochs / 4)
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=total,
-        warmup_t=min(int(recipe.warmup_epochs * steps_per_epoch), total - 1),
+        warmup_t=int(warmup_epochs * steps_per_epoch),
         warmup_prefix=False,
         t_in_epochs=False,
     )
@@ -70,9 +80,9 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = [dict(row) for row in state["history"]]
-    with progress.task(name, recipe.epochs, "epochs") as bar:
+    with progress.task(name, config.epochs, "epochs") as bar:
         bar.advance(len(history))
-        for epoch in range(len(history), recipe.epochs):
+        for epoch in range(len(history), config.epochs):
             mean_loss = _one_epoch(
                 model, optimizer, schedule, epoch * steps_per_epoch, batches(epoch), loss
             )
@@ -88,7 +98,7 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "history": history,
                 },
-                last=epoch + 1 == recipe.epochs,
+                last=epoch + 1 == config.epochs,
             )
     return history
 

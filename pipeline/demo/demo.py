@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from ltrp_core.errors import RequestError
 from pipeline import run_stage
 from pipeline.demo.photographs import demo_photographs
 from pipeline.evaluation_table import format_table
 from pipeline.progress import open_progress, print_summary
 from pipeline.run_report import run_report
-from pipeline.shards import find_shards
+from pipeline.shards import Shard, find_shards
 from pipeline.store.cache import claim_folder
 from pipeline.workers import InProcessPool
 from stages.evaluate_patches import EvaluateConfig
@@ -50,119 +50,118 @@ def run_demo(out: Path, *, quick: bool) -> int:
         RequestError: the photographs' packages are missing, or `out` holds something else.
     """
     started = time.monotonic()
+    photographs = dict(demo_photographs())
     out = out.absolute()
     claim_folder(out, "demo", {"quick": quick})
-    for step in _steps(out, QUICK if quick else FULL):
+    demo = _Demo(out, QUICK if quick else FULL)
+    steps: list[tuple[str, Callable[[], Summary]]] = [
+        ("pack: photographs that two packages ship -> tar shards", partial(demo.pack, photographs)),
+        ("pretrain-mae: a masked autoencoder from scratch", demo.pretrain),
+        ("score: leave out each visible patch, cache how much changes", demo.score),
+        ("score --crop eval --sampler cover: the teacher's own maps", demo.score_cover),
+        ("train-ranker: a ViT-T learns the cached scores", demo.train_ranker),
+        ("select: the ranker sees whole photographs, keeps k patches", demo.select),
+        ("evaluate: do the kept patches lie on objects? (drawn by hand)", demo.evaluate),
+        ("report: a page of pictures", demo.report),
+    ]
+    for number, (title, step) in enumerate(steps, 1):
+        print(f"{number}  {title}", flush=True)
         summary = step()
         summary.next_step = ""
         print_summary(summary)
         if summary.failed:
             return 1
-    _say(f"\n{time.monotonic() - started:.0f} s in all. Look at {out / 'report' / 'index.html'}")
+    seconds = time.monotonic() - started
+    print(f"\n{seconds:.0f} s in all. Look at {out / 'report' / 'index.html'}", flush=True)
     return 0
 
 
-def _steps(out: Path, size: DemoSize) -> list[Callable[[], Summary]]:
-    """Returns the stages in order; each finds its input where the one before left it."""
-    progress, pool = open_progress(), InProcessPool()
-    photographs, shards = out / "photographs", out / "shards"
-    mae = out / "mae" / run_stage.MAE_FILE
-    # A .json inside the wheel is a real file: the package is never imported from a zip.
-    annotations = Path(str(resources.files("pipeline.demo") / "annotations.json"))
+class _Demo:
+    """One method a stage; each finds its input where the one before left it."""
 
-    def pack() -> Summary:
-        _say("1  pack: photographs that scikit-image and scikit-learn ship -> tar shards")
-        _write_photographs(photographs)
-        return run_stage.run_pack(PackConfig(shard_size=4), photographs, shards, progress)
+    def __init__(self, out: Path, size: DemoSize) -> None:
+        self.out, self.size = out, size
+        self.mae = out / "mae" / run_stage.MAE_FILE
+        # A .json inside the wheel is a real file: the package is never imported from a zip.
+        self.annotations = Path(str(resources.files("pipeline.demo") / "annotations.json"))
+        self.progress, self.pool = open_progress(), InProcessPool()
 
-    def pretrain() -> Summary:
-        _say("2  pretrain-mae: a masked autoencoder of 4.6 M parameters, from scratch")
+    @property
+    def shards(self) -> list[Shard]:
+        return find_shards([str(self.out / "shards")])
+
+    def pack(self, photographs: Mapping[str, bytes]) -> Summary:
+        folder = self.out / "photographs"
+        folder.mkdir(exist_ok=True)
+        for name, content in photographs.items():
+            (folder / name).write_bytes(content)
+        config = PackConfig(shard_size=4)
+        return run_stage.run_pack(config, folder, self.out / "shards", self.progress)
+
+    def pretrain(self) -> Summary:
         config = PretrainConfig(
-            epochs=size.mae_epochs,
-            views=size.mae_views,
+            epochs=self.size.mae_epochs,
+            views=self.size.mae_views,
             # Few photographs: many small steps reach further than the recipe's large batches.
             batch_size=8,
             base_lr=3.2e-2,
             warmup_epochs=2,
         )
-        return run_stage.run_pretrain(config, _found(shards), out / "mae", progress)
+        return run_stage.run_pretrain(config, self.shards, self.out / "mae", self.progress)
 
-    def score() -> Summary:
-        _say("3  score: leave each visible patch out, cache how much the picture changes")
-        config = ScoreConfig(mae=str(mae), views=size.score_views)
-        return run_stage.run_score(config, _found(shards), out / "cache", pool, progress)
+    def score(self) -> Summary:
+        config = ScoreConfig(mae=str(self.mae), views=self.size.score_views)
+        cache = self.out / "cache"
+        return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
 
-    def score_cover() -> Summary:
-        _say("4  score --crop eval --sampler cover: the teacher's own map of every photograph")
-        config = ScoreConfig(mae=str(mae), crop="eval", sampler="cover", partitions=22)
-        return run_stage.run_score(config, _found(shards), out / "teacher", pool, progress)
+    def score_cover(self) -> Summary:
+        config = ScoreConfig(mae=str(self.mae), crop="eval", sampler="cover", partitions=22)
+        cache = self.out / "teacher"
+        return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
 
-    def train_ranker() -> Summary:
-        _say("5  train-ranker: a ViT-T learns the cached scores; the autoencoder is done")
+    def train_ranker(self) -> Summary:
         config = TrainRankerConfig(
             ranker="vit_tiny",
-            head="token",
-            epochs=size.ranker_epochs,
+            epochs=self.size.ranker_epochs,
             batch_size=32,
             base_lr=4e-3,
             warmup_epochs=1,
         )
         measures, summary = run_stage.run_train_ranker(
-            config, out / "cache", _found(shards), out / "ranker", progress
+            config, self.out / "cache", self.shards, self.out / "ranker", self.progress
         )
-        held_out = "  ".join(f"{k} {v:.3f}" for k, v in measures.items() if k in ("tau", "rho"))
-        summary.notes.append(f"on held-out photographs: {held_out}")
+        held_out = "  ".join(f"{name} {measures[name]:.3f}" for name in ("tau", "rho", "ndcg5"))
+        summary.notes.append(f"on the held-out photograph: {held_out}")
         return summary
 
-    def select() -> Summary:
-        _say("6  select: the ranker looks at whole photographs and keeps k patches")
-        config = SelectConfig(ranker=out / "ranker")
-        return run_stage.run_select(config, _found(shards), out / "selections", pool, progress)
+    def select(self) -> Summary:
+        config = SelectConfig(ranker=self.out / "ranker")
+        cache = self.out / "selections"
+        return run_stage.run_select(config, self.shards, cache, self.pool, self.progress)
 
-    def evaluate() -> Summary:
-        _say("7  evaluate: do the kept patches lie on objects? (outlines drawn by hand)")
+    def evaluate(self) -> Summary:
         rows, summary = run_stage.run_evaluate_patches(
             EvaluateConfig(),
-            selections=out / "selections",
-            annotations=annotations,
-            teacher=out / "teacher",
+            selections=self.out / "selections",
+            annotations=self.annotations,
+            teacher=self.out / "teacher",
             foreground="masks",
-            out=out / "evaluation",
-            progress=progress,
+            out=self.out / "evaluation",
+            progress=self.progress,
         )
-        _say(format_table(rows))
+        print(format_table(rows), flush=True)
         return summary
 
-    def report() -> Summary:
-        _say("8  report: a page of pictures")
+    def report(self) -> Summary:
         return run_report(
             ReportConfig(),
-            selections=out / "selections",
-            shards=_found(shards),
-            mae=str(mae),
-            teacher=out / "teacher",
-            evaluation=out / "evaluation",
-            annotations=annotations,
-            training=[out / "mae", out / "ranker"],
-            out=out / "report",
-            progress=progress,
+            selections=self.out / "selections",
+            shards=self.shards,
+            mae=str(self.mae),
+            teacher=self.out / "teacher",
+            evaluation=self.out / "evaluation",
+            annotations=self.annotations,
+            training=[self.out / "mae", self.out / "ranker"],
+            out=self.out / "report",
+            progress=self.progress,
         )
-
-    return [pack, pretrain, score, score_cover, train_ranker, select, evaluate, report]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _found(shards: Path) -> list[run_stage.Shard]:
-    return find_shards([str(shards)])
-
-
-def _write_photographs(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    try:
-        for name, content in demo_photographs():
-            (folder / name).write_bytes(content)
-    except OSError as error:
-        raise RequestError(f"cannot write the photographs into {folder}: {error}") from error

@@ -81,7 +81,7 @@ def demo_photographs() -> Iterator[tuple[str, bytes]]:
             yield photograph.name, file.read_bytes()
         except (ImportError, OSError) as error:
             raise RequestError(
-                f"the demo's {photograph.name} is part of {photograph.package.split('.')[0]}, which "
+                f"the demo's {photograph.name} is in {photograph.package.split('.')[0]}, which "
                 f"is not installed or lacks it ({error}); python -m pip install "
                 "'ltrp-pipeline[demo]'"
             ) from error

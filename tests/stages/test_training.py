@@ -1,5 +1,6 @@
 """Both training stages: resumed runs equal whole ones, and something is learned."""
 
+import dataclasses
 from contextlib import contextmanager
 
 import pytest
@@ -59,8 +60,7 @@ def pretrain(shards, monkeypatch):
 
     def start(out, progress=QUIET, **changes):
         folder = DiskTrainingFolder(out, "pretrain-mae")
-        options = {name: getattr(config, name) for name in config.__slots__} | changes
-        changed = pretrain_mae.PretrainConfig(**options)
+        changed = dataclasses.replace(config, **changes)
         return pretrain_mae.run(changed, images=images, folder=folder, progress=progress)[0]
 
     return start
