@@ -2,7 +2,8 @@
 
 Two heads. `cls` is the released code's: one linear layer D -> L on the class token (or the pooled
 features), whose unit i scores position i. `token` is ours, not in the paper: one linear layer
-D -> 1 on each patch's own features; it works on any grid and moves with the content.
+D -> 1 on each patch's own features; it works on any grid and moves with the content, and ranks
+held-out images far better where there are few (benchmarks/RESULTS.md), so it is the default.
 
 Two inputs. `sparse` shows the model the class token and the n visible patches only (Tab. 1h);
 `dense` shows it all L. Only the plain vision transformers defined here can be sparse; Mobile-Former
@@ -56,7 +57,7 @@ _SHOWN_KEYS = 5
 def create_ranker(
     name: str,
     *,
-    head: Head = "cls",
+    head: Head = "token",
     input: Input | None = None,
     grid: int = 14,
     patch_size: int = 16,

@@ -35,7 +35,9 @@ class TrainRankerConfig(TrainingConfig):
     ranker: str = option(
         "vit_small", help="vit_tiny, vit_small, vit_base, mobile_former_26m, any timm name"
     )
-    head: Literal["cls", "token"] = option("cls", help="cls (the authors' code) or token")
+    head: Literal["cls", "token"] = option(
+        "token", help="token (a linear layer on each patch) or cls (the authors' code)"
+    )
     input: Literal["auto", "sparse", "dense"] = option(
         "auto", help="visible patches only, or all; auto: sparse where the model can (Tab. 1h)"
     )
