@@ -14,6 +14,7 @@ import click
 from pipeline import run_stage
 from pipeline.progress import open_progress, print_summary
 from pipeline.shards import find_shards
+from pipeline.signals import interrupt_on_signals
 from pipeline.store.cache import open_cache
 from pipeline.workers import open_pool
 from stages.evaluate_patches import EvaluateConfig
@@ -134,6 +135,7 @@ def score(
     """
     config, found = ScoreConfig(**options), find_shards(shards)
     with open_pool(workers, ray_address) as pool:
+        interrupt_on_signals()  # again: Ray has put in handlers of its own
         return _finish(run_stage.run_score(config, found, out, pool, open_progress()))
 
 
@@ -171,6 +173,7 @@ def select(
     """
     config, found = SelectConfig(**options), find_shards(shards)
     with open_pool(workers, ray_address) as pool:
+        interrupt_on_signals()  # again: Ray has put in handlers of its own
         return _finish(run_stage.run_select(config, found, out, pool, open_progress()))
 
 

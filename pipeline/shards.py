@@ -58,7 +58,7 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     `train-{0000..0146}.tar` is the 147 names; a folder is every `*.tar` in it.
 
     Raises:
-        RequestError: a name that is no file, a pattern that matches nothing, `pipe:`.
+        RequestError: a name that is no file, a pattern that matches nothing, a URL, no tar at all.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -77,7 +77,22 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
             raise RequestError(
                 f"two shards have one file name: {other} and {path}; rename one, results carry it"
             )
-    return [Shard(path) for path in sorted(found)]
+    paths = sorted(found)
+    # One bad tar among many fails alone when its turn comes; if none is good, the request is wrong.
+    if not any(_starts_as_tar(path) for path in paths):
+        raise RequestError(
+            f"{paths[0]} is not a tar{' nor is any other' if len(paths) > 1 else ''}; "
+            "pass WebDataset tars, or make them with `ltrp-pipeline pack`"
+        )
+    return [Shard(path) for path in paths]
+
+
+def _starts_as_tar(path: str) -> bool:
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _matches(name: str, pattern: str) -> list[Path]:

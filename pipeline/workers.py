@@ -179,8 +179,10 @@ def open_pool(workers: str, ray_address: str | None = None) -> Iterator[WorkerPo
     if workers == "0":
         yield InProcessPool()
         return
-    # A local Ray needs no token file in HOME and reports to nobody.
+    # A local Ray needs no token file in HOME, reports to nobody, and its workers are this very
+    # command: Ray's default niceness of 15 would starve them beside anything else.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray_address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
