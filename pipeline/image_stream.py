@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ltrp_core.seeding import random_permutation
-from pipeline.shards import Shard
+from pipeline.shards import Shard, shard_identities
 from pipeline.unit_runner import decoded_samples
 from stages.protocols import BadSample, Progress, Sample
 
@@ -23,11 +23,10 @@ class ShardImages:
         self.bad: list[BadSample] = []
         self._kept: dict[str, list[Sample]] = {}
         self._kept_bytes = 0
-        self._identities: list[dict[str, Any]] = []
+        self._identities = shard_identities(shards, progress)
         self.num_images = 0
         with progress.task("read images", len(shards), "shards") as bar:
             for shard in shards:
-                self._identities.append(shard.identity())
                 self.num_images += len(self._load(shard, self.bad))
                 bar.advance(1)
 
@@ -39,7 +38,8 @@ class ShardImages:
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """sha256 of every shard by name."""
-        return {"shards": {str(one["name"]): one["sha256"] for one in self._identities}}
+        stamps = self._identities.values()
+        return {"shards": {str(stamp["name"]): stamp["sha256"] for stamp in stamps}}
 
     def windows(self, epoch: int, seed: int) -> Iterator[Sequence[Sample]]:
         """Yields the samples of one shard after another; each sample once an epoch."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ltrp_core.errors import RequestError
 from ltrp_core.seeding import random_permutation
 from ltrp_core.views import render_view
-from pipeline.shards import Shard
+from pipeline.shards import Shard, shard_identities
 from pipeline.store.cache import Cache
 from pipeline.unit_runner import decoded_samples
 from stages.protocols import Arrays, Progress, RankedView
@@ -132,11 +132,8 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
 
 def _match_shards(cache: Cache, shards: Sequence[Shard], progress: Progress) -> dict[str, Shard]:
     """Returns the shard of every unit, matched by content."""
-    by_hash: dict[str, Shard] = {}
-    with progress.task("check shards", len(shards), "shards") as bar:
-        for shard in shards:
-            by_hash[str(shard.identity()["sha256"])] = shard
-            bar.advance(1)
+    identities = shard_identities(shards, progress)
+    by_hash = {str(identities[shard.path]["sha256"]): shard for shard in shards}
     matched = {}
     for unit, receipt in cache.receipts.items():
         sha256 = str(receipt.input["sha256"])

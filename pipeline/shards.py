@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from ltrp_core.errors import RequestError
 from pipeline.images import EXTENSIONS
 from pipeline.store.receipts import file_sha256
+from stages.protocols import Progress
 
 _BLOCK = 512
 
@@ -127,6 +128,18 @@ def _choices(brace: str) -> list[str]:
         raise RequestError(f"brace range {brace} counts down; write the smaller number first")
     width = len(first) if first.startswith("0") else 0
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+
+
+def shard_identities(
+    shards: Sequence[Shard], progress: Progress
+) -> dict[str, dict[str, str | int]]:
+    """Returns name, size and sha256 of every shard by path; reads each file once."""
+    identities = {}
+    with progress.task("hash shards", len(shards), "shards") as bar:
+        for shard in shards:
+            identities[shard.path] = shard.identity()
+            bar.advance(1)
+    return identities
 
 
 def read_members(shard: Shard) -> Iterator[Member]:

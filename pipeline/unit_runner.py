@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.images import ImageError, decode_image
-from pipeline.shards import Shard, read_members
+from pipeline.shards import Shard, read_members, shard_identities
 from pipeline.store.cache import Cache, create_cache
 from pipeline.store.lock import folder_lock
 from pipeline.store.units import commit_unit, unit_name
@@ -48,7 +48,7 @@ class CacheRunner:
         summary = Summary(stage=stage, output=str(cache.path))
         with folder_lock(cache.path):
             cache.prepare()
-            identities = {shard.path: shard.identity() for shard in self.shards}
+            identities = shard_identities(self.shards, self.progress)
             pending = self._pending(cache, identities, summary)
             work = functools.partial(_UnitWork, make, cache, dict(fields), identities)
             with self.progress.task(stage, len(self.shards), "shards") as bar:

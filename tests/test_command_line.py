@@ -243,6 +243,17 @@ def test_wrong_input_gets_one_line_that_names_the_thing_and_the_remedy(
     assert not out.exists()
 
 
+def test_a_missing_package_is_named_with_how_to_get_it(shards, small_mae, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    assert "pip install 'ltrp-pipeline[demo]'" in one_line_error("demo", "--out", out)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = one_line_error(
+        "score", "--shards", shards, "--mae", small_mae, "--out", out, "--workers", 2)  # fmt: skip
+    assert "pip install ray, or pass --workers 0" in message
+    assert not out.exists()
+
+
 def test_what_does_not_fit_together_is_refused(shards, small_mae, photo_folder, tmp_path):
     cache, ranker = tmp_path / "cache", tmp_path / "ranker"
     score(shards, small_mae, cache)

@@ -2,6 +2,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import webdataset
 
 from ltrp_core.errors import RequestError
 from pipeline import run_stage
@@ -105,3 +106,13 @@ def test_files_that_are_no_images_by_name_are_mentioned(photo_folder, tmp_path):
     summary = pack(photo_folder, tmp_path / "out")
     assert summary.notes == ["left out 1 file(s) not named as images, e.g. cat/notes.txt"]
     assert summary.n_ok == 12
+
+
+def test_webdataset_reads_the_same_samples(photo_folder, photographs, tmp_path):
+    pack(photo_folder, tmp_path / "out")
+    shards = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    assert {s["__key__"]: s["jpg"] for s in samples} == {
+        f"{name.split('_')[0]}/{name}": content for name, content in photographs.items()
+    }
+    assert {int(s["cls"]) for s in samples} == {0, 1, 2}
