@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.lists import check_lists
 
 
 def listmle(scores: Tensor, targets: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -141,16 +142,7 @@ def loss_by_name(name: str) -> Callable[..., Tensor]:
 
 def _prepare(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns both, checked, in float32 or better; targets without gradient."""
-    if scores.ndim != 2 or scores.numel() == 0 or targets.shape != scores.shape:
-        raise RequestError(
-            f"scores and targets must both be (B, n), not empty; got {tuple(scores.shape)} and "
-            f"{tuple(targets.shape)}. Pass one row a list."
-        )
-    if targets.device != scores.device:
-        raise RequestError(
-            f"scores and targets must be on one device; got {scores.device} and "
-            f"{targets.device}. Move the targets to the scores."
-        )
+    check_lists(scores, targets)
     if not bool(targets.isfinite().all()):
         raise RequestError(
             "targets must be finite; found nan or inf. Check the cache they were read from."

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ltrp_core.errors import RequestError
+from ltrp_core.lists import check_lists
 
 _PAIRS_AT_ONCE = 64 * 196 * 196
 
@@ -182,16 +183,7 @@ def _in_pieces(metric: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor)
 
 def _check(scores: Tensor, targets: Tensor) -> None:
     """Raises RequestError unless both hold finite lists of one shape on one device."""
-    if scores.ndim != 2 or scores.numel() == 0 or targets.shape != scores.shape:
-        raise RequestError(
-            f"scores and targets must both be (B, n), not empty; got {tuple(scores.shape)} and "
-            f"{tuple(targets.shape)}. Pass one row a list."
-        )
-    if targets.device != scores.device:
-        raise RequestError(
-            f"scores and targets must be on one device; got {scores.device} and "
-            f"{targets.device}. Move one to the other."
-        )
+    check_lists(scores, targets)
     for name, x in (("scores", scores), ("targets", targets)):
         if not bool(x.isfinite().all()):
             raise RequestError(
