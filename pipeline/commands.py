@@ -75,9 +75,9 @@ _shards = click.option(
 )
 _workers = click.option(
     "--workers",
-    default="0",
+    default="auto",
     show_default=True,
-    help="Ray actors: a number, auto (one a GPU or CPU), or 0 = this process, without Ray",
+    help="Ray actors: a number, auto (one a GPU, else one a CPU), or 0 = no Ray, this process",
 )
 _ray_address = click.option("--ray-address", default=None, help="of a running Ray cluster")
 
@@ -134,8 +134,7 @@ def score(
     Example: ltrp-pipeline score --shards 'train-{0000..0146}.tar' --mae mae.pth --out cache
     """
     config, found = ScoreConfig(**options), find_shards(shards)
-    with open_pool(workers, ray_address) as pool:
-        interrupt_on_signals()  # again: Ray has put in handlers of its own
+    with open_pool(workers, ray_address, interrupt_on_signals) as pool:
         return _finish(run_stage.run_score(config, found, out, pool, open_progress()))
 
 
@@ -172,8 +171,7 @@ def select(
     Example: ltrp-pipeline select --shards shards --ranker ranker --keep-ratio 0.5
     """
     config, found = SelectConfig(**options), find_shards(shards)
-    with open_pool(workers, ray_address) as pool:
-        interrupt_on_signals()  # again: Ray has put in handlers of its own
+    with open_pool(workers, ray_address, interrupt_on_signals) as pool:
         return _finish(run_stage.run_select(config, found, out, pool, open_progress()))
 
 

@@ -66,13 +66,19 @@ def _reason(error: BaseException) -> str:
 class RayPool:
     """Long-lived actors, one item in flight each; the dead are replaced, poison is given up."""
 
-    def __init__(self, num_workers: int, *, num_gpus: float = 0.0, item_timeout_s: float = 3600.0):
-        self.num_workers = num_workers
-        self.num_gpus = num_gpus
-        self.item_timeout_s = item_timeout_s
+    def __init__(self, workers: str, address: str | None, after_start: Callable[[], None]) -> None:
+        self.workers, self.address, self.after_start = workers, address, after_start
+        self.item_timeout_s = 3600.0
+        self.num_workers = 0
+        self.num_gpus = 0.0
+        self._started_here = False
 
     def map(self, make: MakeWork, items: Sequence[Any]) -> Iterator[Outcome]:
-        """Yields outcomes as they come."""
+        """Yields outcomes as they come. Ray starts with the first item: no work, no Ray."""
+        if not items:
+            return
+        if self.num_workers == 0:
+            self._start()
         waiting = deque((item, 1) for item in items)
         running: dict[Any, _Running] = {}
         actors = [self._actor(make) for _ in range(min(self.num_workers, len(items)))]
@@ -123,6 +129,26 @@ class RayPool:
                 failed = f"{problem} ({run.attempt} attempts)"
                 yield Outcome(item=run.item, error=failed, attempts=run.attempt), actor, None
 
+    def close(self) -> None:
+        """Ends Ray if it was started here; a cluster that was there before goes on."""
+        if self._started_here:
+            _ray().shutdown()
+
+    def _start(self) -> None:
+        local = {"include_dashboard": False, "object_store_memory": 200 * 2**20}
+        options = local if self.address is None else {"address": self.address}
+        ray = _ray()
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level="ERROR", **options)
+            self._started_here = True
+        self.after_start()
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        slots = gpus or cpus
+        # Capped by what there is, for Ray would wait for ever for more.
+        self.num_workers = slots if self.workers == "auto" else min(int(self.workers), slots)
+        self.num_gpus = 1.0 if gpus else 0.0
+
     def _actor(self, make: MakeWork) -> Any:
         ray = _ray()
         options = {"num_cpus": 1, "num_gpus": self.num_gpus, "max_restarts": 0}
@@ -153,6 +179,19 @@ class _Actor:
             return {"error": _reason(error)}
 
 
+def _set_environment(ray_address: str | None) -> None:
+    """Sets what Ray reads when it is imported; values that are set already stay.
+
+    A local Ray needs no token file in HOME, reports to nobody, and its workers are this very
+    command: Ray's default niceness of 15 would starve them beside anything else.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray_address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
 def _ray() -> Any:
     try:
         import ray
@@ -165,11 +204,15 @@ def _ray() -> Any:
 
 
 @contextmanager
-def open_pool(workers: str, ray_address: str | None = None) -> Iterator[WorkerPool]:
+def open_pool(
+    workers: str,
+    ray_address: str | None = None,
+    after_start: Callable[[], None] = lambda: None,
+) -> Iterator[WorkerPool]:
     """Opens the pool behind `--workers`: `0` = this process, `N` = Ray actors, `auto`.
 
     `auto` is one actor a GPU if there are any, else one a CPU slot; N is capped by what the cluster
-    has, for Ray would wait for ever for more.
+    has. `after_start` is called once Ray runs: it puts in signal handlers of its own.
 
     Raises:
         RequestError: `workers` is neither a number nor `auto`, or Ray is missing.
@@ -179,29 +222,10 @@ def open_pool(workers: str, ray_address: str | None = None) -> Iterator[WorkerPo
     if workers == "0":
         yield InProcessPool()
         return
-    # A local Ray needs no token file in HOME, reports to nobody, and its workers are this very
-    # command: Ray's default niceness of 15 would starve them beside anything else.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray_address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray = _ray()
-    started_here = not ray.is_initialized()
-    if started_here:
-        local = {"include_dashboard": False, "object_store_memory": 200 * 2**20}
-        ray.init(
-            address=ray_address,
-            log_to_driver=False,
-            logging_level="ERROR",
-            **(local if ray_address is None else {}),
-        )
+    _set_environment(ray_address)
+    _ray()  # a missing package is named before anything else is done
+    pool = RayPool(workers, ray_address, after_start)
     try:
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        slots = gpus or cpus
-        asked = slots if workers == "auto" else min(int(workers), slots)
-        yield RayPool(asked, num_gpus=1.0 if gpus else 0.0)
+        yield pool
     finally:
-        if started_here:
-            ray.shutdown()
+        pool.close()

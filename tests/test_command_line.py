@@ -23,7 +23,12 @@ PROGRAM = [sys.executable, "-m", "pipeline.cli"]
 
 
 def run(*arguments, expect=0):
-    """Runs the program's own entry point in this process; returns (stdout, stderr)."""
+    """Runs the program's own entry point in this process; returns (stdout, stderr).
+
+    Without Ray unless `--workers` is given: it takes seconds to start.
+    """
+    if arguments[0] in ("score", "select") and not {"--workers", "--help"} & set(arguments):
+        arguments = (*arguments, "--workers", 0)
     out, err = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -60,8 +60,17 @@ def test_ray_retries_a_dead_worker_and_gives_a_poison_item_up(tmp_path):
 @pytest.mark.ray
 def test_more_workers_than_slots_are_capped_not_waited_for(tmp_path):
     with open_pool("500") as pool:
-        assert 1 <= pool.num_workers <= (os.cpu_count() or 1)
         assert outcomes(pool, [2, 3], tmp_path)[3].result == 9
+        assert 1 <= pool.num_workers <= (os.cpu_count() or 1)
+
+
+@pytest.mark.ray
+def test_without_work_ray_is_not_started(tmp_path):
+    import ray
+
+    with open_pool("2") as pool:
+        assert outcomes(pool, [], tmp_path) == {}
+        assert not ray.is_initialized()
 
 
 def test_workers_must_be_a_number_or_auto():
