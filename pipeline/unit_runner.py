@@ -50,11 +50,11 @@ class CacheRunner:
             cache.prepare()
             identities = shard_identities(self.shards, self.progress)
             pending = self._pending(cache, identities, summary)
-            work = functools.partial(_UnitWork, make, cache, dict(fields), identities)
+            work = functools.partial(_UnitWork, make, cache.path, cache.run_id, dict(fields))
             with self.progress.task(stage, len(self.shards), "shards") as bar:
                 bar.advance(summary.skipped)
                 for outcome in self.pool.map(work, pending):
-                    name = Path(outcome.item.path).name
+                    name = Path(outcome.item.shard.path).name
                     if outcome.error is None:
                         summary.done += 1
                         summary.n_ok += outcome.result["n_ok"]
@@ -71,15 +71,24 @@ class CacheRunner:
 
     def _pending(
         self, cache: Cache, identities: Mapping[str, Mapping[str, Any]], summary: Summary
-    ) -> list[Shard]:
-        pending = []
+    ) -> list[_PendingUnit]:
+        units = [_PendingUnit(shard, identities[shard.path]) for shard in self.shards]
         done = set(cache.units)
-        for shard in self.shards:
-            if unit_name(shard.stem, str(identities[shard.path]["sha256"])) in done:
-                summary.skipped += 1
-            else:
-                pending.append(shard)
+        pending = [unit for unit in units if unit.name not in done]
+        summary.skipped = len(units) - len(pending)
         return pending
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingUnit:
+    """What a worker is sent: one shard, and what it was when the run began."""
+
+    shard: Shard
+    identity: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return unit_name(self.shard.stem, str(self.identity["sha256"]))
 
 
 class _UnitWork:
@@ -88,32 +97,31 @@ class _UnitWork:
     def __init__(
         self,
         make: Callable[[], UnitStage],
-        cache: Cache,
+        cache: Path,
+        run_id: str,
         fields: Mapping[str, ArrayField],
-        identities: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.stage = make()
-        self.cache, self.fields, self.identities = cache, fields, identities
+        self.cache, self.run_id, self.fields = cache, run_id, fields
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, unit: _PendingUnit) -> dict[str, Any]:
         started = time.monotonic()
-        identity = self.identities[shard.path]
         bad: list[BadSample] = []
-        arrays = self.stage(decoded_samples(shard, bad))
+        arrays = self.stage(decoded_samples(unit.shard, bad))
         for name, values in arrays.items():
             if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
                 raise RuntimeError(
-                    f"{name} of shard {shard.path} is not finite; are the weights damaged?"
+                    f"{name} of shard {unit.shard.path} is not finite; are the weights damaged?"
                 )
         receipt = commit_unit(
-            self.cache.path,
-            unit_name(shard.stem, str(identity["sha256"])),
+            self.cache,
+            unit.name,
             arrays=arrays,
             fields=self.fields,
             bad=bad,
             facts={
-                "run_id": self.cache.run_id,
-                "input": dict(identity),
+                "run_id": self.run_id,
+                "input": dict(unit.identity),
                 "seconds": round(time.monotonic() - started, 3),
             },
         )

@@ -86,7 +86,7 @@ def run(
         steps_per_epoch=math.ceil(len(train) * records.records_per_key / config.batch_size),
         batches=lambda epoch: _batches(records, epoch, train, config.seed, config.batch_size),
         loss=loss,
-        validate=lambda _: validate(ranker, records, held_out, config.batch_size, device),
+        validate=lambda: validate(ranker, records, held_out, config.batch_size, device),
         folder=folder,
         progress=progress,
         name="train-ranker",

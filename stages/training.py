@@ -52,7 +52,7 @@ def fit(
     steps_per_epoch: int,
     batches: Callable[[int], Iterator[Any]],
     loss: Callable[[Any], Tensor],
-    validate: Callable[[int], Mapping[str, float]] | None,
+    validate: Callable[[], Mapping[str, float]] | None,
     folder: TrainingFolder,
     progress: Progress,
     name: str,
@@ -89,7 +89,7 @@ def fit(
             row = {"epoch": float(epoch + 1), "loss": mean_loss}
             row["lr"] = float(optimizer.param_groups[0]["lr"])
             if validate is not None:
-                row |= validate(epoch)
+                row |= validate()
             history.append(row)
             bar.advance(1, **{key: value for key, value in row.items() if key != "epoch"})
             folder.checkpoint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
@@ -160,12 +159,6 @@ def unit_problem(folder: Path, *, run_id: str, deep: bool = False) -> str | None
         if deep and file_sha256(path) != stamp.sha256:
             return f"{relative} has another sha256 than its receipt says"
     return None
-
-
-def content_sha256(receipt: Receipt) -> str:
-    """Returns one hash over the hashes of the unit's data files: equal data, equal hash."""
-    lines = (f"{name} {stamp.sha256}" for name, stamp in sorted(receipt.files.items()))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _sync_tree(folder: Path) -> None:
