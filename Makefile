@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench constraints clean
+.PHONY: help install demo test faults check format bench constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP) ## run every stage on small pictures and write a page to OUT
 	$(BIN)/ltrp-pipeline demo --out $(OUT)
 
-test: $(STAMP) ## run the tests; PYTEST_ARGS="-m 'not slow'" leaves out the long ones
+test: $(STAMP) ## run the tests; PYTEST_ARGS="-m 'not slow and not faults'" leaves out the long ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(STAMP) ## kill drivers and workers, fill disks, damage files: all of tests/faults
+	$(BIN)/python -m pytest tests/faults tests/pipeline/workers -m "faults or not faults" $(PYTEST_ARGS)
 
 check: $(STAMP) ## formatting, lint, types, spelling
 	$(BIN)/ruff format --check .

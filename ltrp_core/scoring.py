@@ -83,7 +83,7 @@ def leave_one_out_scores(
             raise unknown_name(kind, name, known)
     _check_visible(visible, images, mae.config.num_patches)
     if chunk is None:
-        chunk = 1 if images.device.type == "cpu" else 32
+        chunk = default_chunk(images.device)
     partitions = visible.shape[1] if visible.ndim == 3 else 1
     pairs = visible.reshape(-1, visible.shape[-1])
     owner = torch.arange(len(images), device=images.device).repeat_interleave(partitions)
@@ -92,6 +92,11 @@ def leave_one_out_scores(
         for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
     ]
     return torch.cat(scores).view(visible.shape)
+
+
+def default_chunk(device: torch.device) -> int:
+    """Returns the (image, partition) pairs that are scored at a time on a kind of device."""
+    return 1 if device.type == "cpu" else 32
 
 
 def _score_pairs(

@@ -24,6 +24,7 @@ COMMANDS = {
     "select": ("pipeline.commands:select", "Write the top-k patches of every image."),
     "evaluate": ("pipeline.commands:evaluate", "Compare selections with annotations."),
     "report": ("pipeline.commands:report", "Draw a page of pictures and tables."),
+    "convert": ("pipeline.commands:convert", "Write a cache in the other form."),
     "verify": ("pipeline.commands:verify", "Check a cache, unit by unit."),
 }
 """In the order of a run: name -> (where it is, its line in the help)."""

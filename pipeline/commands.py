@@ -6,17 +6,22 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from pipeline import run_stage
+from pipeline.inputs import find_shards
 from pipeline.progress import open_progress, print_summary
-from pipeline.shards import find_shards
 from pipeline.signals import interrupt_on_signals
 from pipeline.store.cache import open_cache
-from pipeline.workers import open_pool
+from pipeline.store.lock import place_lock
+from pipeline.store.units import quarantine
+from pipeline.unit_runner import UnitOptions
+from pipeline.workers import WorkerPool, open_pool
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig
 from stages.pretrain_mae import PretrainConfig
@@ -54,6 +59,8 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
         settings["type"] = click.Choice(typing.get_args(hint))
     elif hint is Path:
         settings["type"] = _PATH
+    elif hint is bool:
+        settings = {"help": field.metadata["help"], "is_flag": True, "default": field.default}
     elif isinstance(hint, types.UnionType):
         raise TypeError(f"option {field.name}: give it one type, not {hint}")
     else:
@@ -61,17 +68,24 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
     return click.option(f"--{field.name.replace('_', '-')}", field.name, **settings)
 
 
-def _out(default: str) -> Callable[[Command], Command]:
-    return click.option(
-        "--out", type=_PATH, default=default, show_default=True, help="output folder"
-    )
+def _out(default: str, *, url: bool = False) -> Callable[[Command], Command]:
+    kind, words = (str, "output folder, or an s3:// gs:// URL") if url else (_PATH, "output folder")
+    return click.option("--out", type=kind, default=default, show_default=True, help=words)
 
 
 _shards = click.option(
     "--shards",
     multiple=True,
     required=True,
-    help="tars: paths, globs, folders, 'train-{0000..0146}.tar'; may be given repeatedly",
+    help="tars or folders of images: paths, globs, 'train-{0000..0146}.tar', s3:// gs:// hf://"
+    " URLs; may be given repeatedly",
+)
+_unit_size = click.option(
+    "--unit-size",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="images a unit, where --shards is a folder of images",
 )
 _workers = click.option(
     "--workers",
@@ -80,11 +94,47 @@ _workers = click.option(
     help="Ray actors: a number, auto (one a GPU, else one a CPU), or 0 = no Ray, this process",
 )
 _ray_address = click.option("--ray-address", default=None, help="of a running Ray cluster")
+_shard_timeout = click.option(
+    "--shard-timeout",
+    type=click.FloatRange(min=1.0),
+    default=3600.0,
+    show_default=True,
+    help="seconds until a Ray worker that is still at one shard is replaced",
+)
+
+
+def _on_shards(command: Command) -> Command:
+    """Adds the options of a stage that turns every shard into a unit."""
+    for add in (config_options(UnitOptions), _shard_timeout, _ray_address, _workers, _unit_size):
+        command = add(command)
+    return command
+
+
+def _cut(options: dict[str, Any], config: type[Any]) -> Any:
+    """Takes the fields of `config` out of `options`; returns the config."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: options.pop(name) for name in names & set(options)})
+
+
+def _given(names: set[str]) -> dict[str, Any]:
+    """Returns those options of the running command that were given, not left at their default."""
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {n: context.params[n] for n in names if sources[n] is ParameterSource.COMMANDLINE}
+
+
+def _open_pool(options: dict[str, Any]) -> AbstractContextManager[WorkerPool]:
+    return open_pool(
+        options.pop("workers"),
+        ray_address=options.pop("ray_address"),
+        item_timeout_s=options.pop("shard_timeout"),
+        after_start=interrupt_on_signals,
+    )
 
 
 def _finish(summary: Summary) -> int:
     print_summary(summary)
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or summary.stopped else 0
 
 
 @click.command()
@@ -118,13 +168,15 @@ def pretrain_mae(shards: tuple[str, ...], out: Path, **options: Any) -> int:
 
 @click.command()
 @_shards
-@_out("cache")
-@_workers
-@_ray_address
+@_out("cache", url=True)
+@_on_shards
+@click.option(
+    "--append-views",
+    type=click.IntRange(min=1),
+    help="score so many further views of the finished cache --out, by its own options",
+)
 @config_options(ScoreConfig)
-def score(
-    shards: tuple[str, ...], out: Path, workers: str, ray_address: str | None, **options: Any
-) -> int:
+def score(shards: tuple[str, ...], out: str, append_views: int | None, **options: Any) -> int:
     """Score patches into a cache.
 
     A frozen masked autoencoder reconstructs every image from sampled visible patches, and again
@@ -133,17 +185,24 @@ def score(
 
     Example: ltrp-pipeline score --shards 'train-{0000..0146}.tar' --mae mae.pth --out cache
     """
-    config, found = ScoreConfig(**options), find_shards(shards)
-    with open_pool(workers, ray_address, interrupt_on_signals) as pool:
-        return _finish(run_stage.run_score(config, found, out, pool, open_progress()))
+    found = find_shards(shards, unit_size=options.pop("unit_size"))
+    with _open_pool(options) as pool:
+        if append_views is not None:
+            return _finish(
+                run_stage.run_append_views(
+                    _given(set(options)), append_views, found, out, pool, open_progress()
+                )
+            )
+        config, units = _cut(options, ScoreConfig), _cut(options, UnitOptions)
+        return _finish(run_stage.run_score(config, found, out, pool, open_progress(), units))
 
 
 @click.command("train-ranker")
-@click.option("--cache", type=_PATH, required=True, help="--out folder of `score`")
+@click.option("--cache", required=True, help="--out folder of `score`")
 @_shards
 @_out("ranker")
 @config_options(TrainRankerConfig)
-def train_ranker(cache: Path, shards: tuple[str, ...], out: Path, **options: Any) -> int:
+def train_ranker(cache: str, shards: tuple[str, ...], out: Path, **options: Any) -> int:
     """Train a ranker from a cache; the masked autoencoder is not needed.
 
     The recorded crops are replayed on the images, joined by key. Writes OUT/ranker.safetensors
@@ -159,20 +218,18 @@ def train_ranker(cache: Path, shards: tuple[str, ...], out: Path, **options: Any
 
 @click.command()
 @_shards
-@_out("selections")
-@_workers
-@_ray_address
+@_out("selections", url=True)
+@_on_shards
 @config_options(SelectConfig)
-def select(
-    shards: tuple[str, ...], out: Path, workers: str, ray_address: str | None, **options: Any
-) -> int:
+def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
     """Write the top-k patches of every image.
 
     Example: ltrp-pipeline select --shards shards --ranker ranker --keep-ratio 0.5
     """
-    config, found = SelectConfig(**options), find_shards(shards)
-    with open_pool(workers, ray_address, interrupt_on_signals) as pool:
-        return _finish(run_stage.run_select(config, found, out, pool, open_progress()))
+    found = find_shards(shards, unit_size=options.pop("unit_size"))
+    with _open_pool(options) as pool:
+        config, units = _cut(options, SelectConfig), _cut(options, UnitOptions)
+        return _finish(run_stage.run_select(config, found, out, pool, open_progress(), units))
 
 
 @click.group()
@@ -181,9 +238,9 @@ def evaluate() -> None:
 
 
 @evaluate.command("patches")
-@click.option("--selections", type=_PATH, required=True, help="--out folder of `select`")
+@click.option("--selections", required=True, help="--out folder of `select`")
 @click.option("--annotations", type=_PATH, required=True, help="COCO instances JSON")
-@click.option("--teacher", type=_PATH, help="cache of `score --crop eval --sampler cover`")
+@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
 @click.option(
     "--foreground",
     type=click.Choice(["masks", "boxes"]),
@@ -194,9 +251,9 @@ def evaluate() -> None:
 @_out("evaluation")
 @config_options(EvaluateConfig)
 def patches(
-    selections: Path,
+    selections: str,
     annotations: Path,
-    teacher: Path | None,
+    teacher: str | None,
     foreground: str,
     out: Path,
     **options: Any,
@@ -224,10 +281,10 @@ def patches(
 
 
 @click.command()
-@click.option("--selections", type=_PATH, required=True, help="--out folder of `select`")
+@click.option("--selections", required=True, help="--out folder of `select`")
 @_shards
 @click.option("--mae", required=True, help="weights the scores were made with")
-@click.option("--teacher", type=_PATH, help="cache of `score --crop eval --sampler cover`")
+@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
 @click.option("--evaluation", type=_PATH, help="--out folder of `evaluate patches`")
 @click.option("--annotations", type=_PATH, help="COCO instances JSON, to draw the outlines")
 @click.option(
@@ -267,9 +324,30 @@ def demo(out: Path, quick: bool) -> int:
 
 
 @click.command()
-@click.argument("cache", type=_PATH)
+@click.argument("cache")
+@click.option(
+    "--to", "store", type=click.Choice(["zarr", "webdataset"]), required=True, help="wanted form"
+)
+@click.option("--out", required=True, help="folder or URL of the new cache")
+def convert(cache: str, store: str, out: str) -> int:
+    """Write a cache in the other form.
+
+    Zarr arrays to WebDataset tars or back, without loss; CACHE itself is not touched.
+
+    Example: ltrp-pipeline convert cache --to webdataset --out tars
+    """
+    from pipeline.store.convert import convert as convert_cache
+
+    return _finish(convert_cache(open_cache(cache), out, store, open_progress()))
+
+
+@click.command()
+@click.argument("cache")
 @click.option("--deep", is_flag=True, help="also read every file against its sha256")
-def verify(cache: Path, deep: bool) -> int:
+@click.option(
+    "--repair", is_flag=True, help="move damaged units to quarantine/: the next run makes them anew"
+)
+def verify(cache: str, deep: bool, repair: bool) -> int:
     """Check a cache, unit by unit; prints one line a fault.
 
     Example: ltrp-pipeline verify cache --deep
@@ -279,10 +357,17 @@ def verify(cache: Path, deep: bool) -> int:
     opened = open_cache(cache)
     faults = list(problems(opened, deep=deep))
     for fault in faults:
-        click.echo(fault)
-    n_ok = sum(receipt.n_ok for receipt in opened.receipts.values())
-    n_bad = sum(receipt.n_bad for receipt in opened.receipts.values())
+        click.echo(fault.what)
+    if repair:
+        damaged = [fault.unit for fault in faults if fault.unit is not None]
+        with place_lock(opened.place):
+            for unit in damaged:
+                quarantine(opened.place, unit)
+        click.echo(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
+    rows = opened.rows.values()
+    n_in, n_ok, n_bad = (sum(getattr(r, name) for r in rows) for name in ("n_in", "n_ok", "n_bad"))
     click.echo(
-        f"{len(opened.units)} complete units, {n_ok} samples ok, {n_bad} bad, {len(faults)} faults"
+        f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, "
+        f"{len(faults)} faults"
     )
     return 1 if faults else 0

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from ltrp_core.errors import RequestError
 from ltrp_core.seeding import random_permutation
-from pipeline.shards import Shard, shard_identities
-from pipeline.unit_runner import decoded_samples
+from pipeline.inputs import Shard
+from pipeline.inputs.samples import SampleStream
 from stages.protocols import BadSample, Progress, Sample
 
 _KEEP_BYTES = 2 << 30
@@ -23,7 +24,7 @@ class ShardImages:
         self.bad: list[BadSample] = []
         self._kept: dict[str, list[Sample]] = {}
         self._kept_bytes = 0
-        self._identities = shard_identities(shards, progress)
+        self._sha256: dict[str, str] = {}
         self.num_images = 0
         with progress.task("read images", len(shards), "shards") as bar:
             for shard in shards:
@@ -38,8 +39,7 @@ class ShardImages:
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """sha256 of every shard by name."""
-        stamps = self._identities.values()
-        return {"shards": {str(stamp["name"]): stamp["sha256"] for stamp in stamps}}
+        return {"shards": dict(self._sha256)}
 
     def windows(self, epoch: int, seed: int) -> Iterator[Sequence[Sample]]:
         """Yields the samples of one shard after another; each sample once an epoch."""
@@ -52,9 +52,18 @@ class ShardImages:
     def _load(self, shard: Shard, bad: list[BadSample]) -> list[Sample]:
         if shard.path in self._kept:
             return self._kept[shard.path]
-        samples = list(decoded_samples(shard, bad))
+        with SampleStream(shard, on_damage="strict", prepare=_as_it_is, threads=0) as stream:
+            samples = list(stream)
+        bad += stream.bad
+        sha256 = str(stream.identity["sha256"])
+        if self._sha256.setdefault(shard.name, sha256) != sha256:
+            raise RequestError(f"{shard.path} changed while it was trained on; start again")
         size = sum(sample.image.nbytes for sample in samples)
         if self._kept_bytes + size <= _KEEP_BYTES:
             self._kept[shard.path] = samples
             self._kept_bytes += size
         return samples
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ltrp_core.errors import RequestError
-from pipeline.images import EXTENSIONS
-from pipeline.store.cache import claim_folder
+from pipeline.inputs.images import EXTENSIONS
 from pipeline.store.receipts import file_sha256, replace_text
+from pipeline.store.run_file import claim_folder
 from stages.pack import ImageFile
 
 

@@ -108,15 +108,19 @@ def print_summary(summary: Summary) -> None:
     """Prints what was done, what failed and why, where the output is, what to run next."""
     rate = f", {summary.rate}" if summary.rate else ""
     counts = f"{summary.done} done, {summary.skipped} already there, {len(summary.failed)} failed"
+    if summary.pending:
+        counts += f", {summary.pending} not reached"
     lines = [
         f"{summary.stage}: {counts}; {summary.n_ok} images ok, {summary.n_bad} bad; "
         f"{summary.seconds:.1f} s{rate}"
     ]
     lines += [f"  failed {name}: {why}" for name, why in sorted(summary.failed.items())]
+    if summary.stopped:
+        lines.append(f"  stopped: {summary.stopped}; then run the same command again")
     lines += [f"  note:   {note}" for note in summary.notes]
     if summary.output:
         lines.append(f"  output: {summary.output}")
-    if summary.next_step and not summary.failed:
+    if summary.next_step and not summary.failed and not summary.stopped:
         lines.append(f"  next:   {summary.next_step}")
     print("\n".join(lines), file=sys.stderr, flush=True)
 

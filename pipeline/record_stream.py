@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from ltrp_core.errors import RequestError
 from ltrp_core.seeding import random_permutation
 from ltrp_core.views import render_view
-from pipeline.shards import Shard, shard_identities
+from pipeline.inputs import OnDamage, Shard
+from pipeline.inputs.samples import SampleStream
 from pipeline.store.cache import Cache
-from pipeline.unit_runner import decoded_samples
-from stages.protocols import Arrays, Progress, RankedView
+from pipeline.store.units import unit_name
+from stages.protocols import Arrays, RankedView, Sample
 from stages.records import recorded_view
 
 _KEEP_BYTES = 2 << 30
@@ -25,19 +26,19 @@ _KEEP_BYTES = 2 << 30
 class CachedRecords:
     """A `RecordStream` over a score cache: one window a unit, units in a new order every epoch."""
 
-    def __init__(self, cache: Cache, shards: Sequence[Shard], progress: Progress) -> None:
+    def __init__(self, cache: Cache, shards: Sequence[Shard]) -> None:
         if cache.run.get("stage") != "score":
             raise RequestError(
-                f"{cache.path} is a {cache.run.get('stage')!r} cache; "
+                f"{cache.url} is a {cache.run.get('stage')!r} cache; "
                 "pass the --out folder of `ltrp-pipeline score`"
             )
         if not cache.units:
-            raise RequestError(
-                f"{cache.path} has no complete unit; run `ltrp-pipeline score` first"
-            )
+            raise RequestError(f"{cache.url} has no complete unit; run `ltrp-pipeline score` first")
         self.cache = cache
-        self._shards = _match_shards(cache, shards, progress)
-        self._keys = {unit: tuple(cache.read(unit)["key"].tolist()) for unit in cache.units}
+        self._shards = match_shards(cache, shards)
+        self._keys = {
+            unit: tuple(cache.read(unit, ["key"])["key"].tolist()) for unit in cache.units
+        }
         self._kept: dict[str, NDArray[np.uint8]] = {}
         self._kept_bytes = 0
 
@@ -57,7 +58,7 @@ class CachedRecords:
         for first, second in itertools.pairwise(keys):
             if first == second:
                 raise RequestError(
-                    f"key {first!r} stands in two units of {self.cache.path}; a held-out image "
+                    f"key {first!r} stands in two units of {self.cache.url}; a held-out image "
                     "could be trained on. Pack the images into shards with unique keys"
                 )
         return keys
@@ -75,7 +76,7 @@ class CachedRecords:
         order = random_permutation(len(units), seed=seed, key=str(epoch), purpose="units")
         for number in order.tolist():
             unit = units[number]
-            arrays = self.cache.read(unit)
+            arrays = self.cache.read(unit, ["crop", "flip", "visible", "score"])
             pixels = self._pixels(unit, arrays)
             window = [
                 RankedView(
@@ -107,40 +108,52 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
     """Returns the recorded views uint8 (N, V, 3, S, S) of a unit, joined with the shard by key.
 
     Raises:
-        RequestError: a scored key is not in the shard.
+        RequestError: the shard is not the one that was scored.
     """
     size = int(cache.run["image_size"])
     rows = {key: row for row, key in enumerate(arrays["key"].tolist())}
     views = arrays["crop"].shape[1]
     pixels = np.empty((len(rows), views, 3, size, size), dtype=np.uint8)
-    missing = set(rows)
-    for sample in decoded_samples(shard, []):
+
+    def render(sample: Sample) -> str:
         row = rows.get(sample.key)
-        if row is None:
-            continue
-        missing.discard(sample.key)
-        for number in range(views):
-            view = recorded_view(arrays, row, number)
-            pixels[row, number] = render_view(sample.image, view, size).numpy()
+        for number in range(views if row is not None else 0):
+            view = recorded_view(arrays, rows[sample.key], number)
+            pixels[rows[sample.key], number] = render_view(sample.image, view, size).numpy()
+        return sample.key
+
+    known = cache.rows[unit]
+    on_damage: OnDamage = "strict" if known.damage is None else "salvage"
+    with SampleStream(shard, on_damage=on_damage, prepare=render, threads=0) as stream:
+        missing = set(rows).difference(stream)
     if missing:
         raise RequestError(
-            f"unit {unit} scored {sorted(missing)[0]!r} (and {len(missing) - 1} more) that is not "
+            f"unit {unit} scored {min(missing)!r} (and {len(missing) - 1} more) that is not "
             f"in {shard.path}; pass the shards that were scored"
+        )
+    if stream.identity["sha256"] != known.shard_sha256:
+        raise RequestError(
+            f"{shard.path} changed since unit {unit} was scored (another sha256); "
+            "pass the shards that were scored, or score these"
         )
     return pixels
 
 
-def _match_shards(cache: Cache, shards: Sequence[Shard], progress: Progress) -> dict[str, Shard]:
-    """Returns the shard of every unit, matched by content."""
-    identities = shard_identities(shards, progress)
-    by_hash = {str(identities[shard.path]["sha256"]): shard for shard in shards}
+def match_shards(cache: Cache, shards: Sequence[Shard]) -> dict[str, Shard]:
+    """Returns the shard of every unit, by name and size; its content is checked when it is read.
+
+    Raises:
+        RequestError: a unit's shard is not among `shards`, or has another size.
+    """
+    by_unit = {unit_name(shard.name): shard for shard in shards}
     matched = {}
-    for unit, receipt in cache.receipts.items():
-        sha256 = str(receipt.input["sha256"])
-        if sha256 not in by_hash:
+    for unit in cache.units:
+        row, shard = cache.rows[unit], by_unit.get(unit)
+        if shard is None or shard.size != row.shard_size:
+            found = "" if shard is None else f"; {shard.path} has {shard.size} bytes"
             raise RequestError(
-                f"no shard given is the one unit {unit} was scored from ({receipt.input['name']}, "
-                f"sha256 {sha256[:12]}...); pass it with --shards, unchanged"
+                f"no shard given is the one unit {unit} was scored from ({row.shard}, "
+                f"{row.shard_size} bytes{found}); pass it with --shards, unchanged"
             )
-        matched[unit] = by_hash[sha256]
+        matched[unit] = shard
     return matched

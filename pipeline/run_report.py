@@ -10,11 +10,12 @@ from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import RequestError
 from pipeline.annotations import CocoAnnotations
 from pipeline.evaluation_table import read_rows
+from pipeline.inputs import Shard
+from pipeline.inputs.samples import read_samples
 from pipeline.report_page import ReportData, RunCard, write_report
-from pipeline.shards import Shard
-from pipeline.store.cache import open_cache
+from pipeline.run_log import images_per_second
+from pipeline.store.cache import Cache, open_cache
 from pipeline.training_folder import read_curve
-from pipeline.unit_runner import decoded_samples
 from stages import evaluate_patches, report
 from stages.protocols import Progress, Summary
 
@@ -22,10 +23,10 @@ from stages.protocols import Progress, Summary
 def run_report(
     config: report.ReportConfig,
     *,
-    selections: Path,
+    selections: str | Path,
     shards: Sequence[Shard],
     mae: str,
-    teacher: Path | None,
+    teacher: str | Path | None,
     evaluation: Path | None,
     annotations: Path | None,
     training: Sequence[Path],
@@ -42,7 +43,7 @@ def run_report(
             f"{model.grid} x {model.grid}; pass the one the ranker learned from"
         )
     cover = open_cache(teacher) if teacher is not None else None
-    samples = (sample for shard in shards for sample in decoded_samples(shard, []))
+    samples = (sample for shard in shards for sample in read_samples(shard))
     shown = report.gallery_keys(selected, config)
     gallery = []
     with progress.task("report", len(shown), "images") as bar:
@@ -60,7 +61,7 @@ def run_report(
     data = ReportData(
         title="Which patches matter",
         runs=[_training_card(folder) for folder in training]
-        + [_cache_card(c.path) for c in caches],
+        + [_cache_card(cache) for cache in caches],
         rows=read_rows(evaluation) if evaluation is not None else [],
         curves={_stage(folder): read_curve(folder) for folder in training},
         gallery=gallery,
@@ -93,18 +94,15 @@ def _training_card(folder: Path) -> RunCard:
     return RunCard(stage=str(options.pop("stage")), options=options, facts=facts)
 
 
-def _cache_card(path: Path) -> RunCard:
-    cache = open_cache(path)
+def _cache_card(cache: Cache) -> RunCard:
     options = dict(cache.run)
-    receipts = cache.receipts.values()
-    seconds = sum(receipt.seconds for receipt in receipts)
-    n_ok = sum(receipt.n_ok for receipt in receipts)
+    rows = cache.rows.values()
     facts = {
-        "units": len(cache.units),
-        "images ok": n_ok,
-        "images bad": sum(receipt.n_bad for receipt in receipts),
-        "images/s a worker": round(n_ok / seconds, 2) if seconds else "-",
-        "bytes": sum(stamp.size for receipt in receipts for stamp in receipt.files.values()),
+        "units": len(rows),
+        "images ok": sum(row.n_ok for row in rows),
+        "images bad": sum(row.n_bad for row in rows),
+        "images/s a worker": images_per_second(cache.place) or "-",
+        "bytes": sum(row.bytes for row in rows),
     }
     return RunCard(stage=str(options.pop("stage")), options=options, facts=facts)
 

@@ -5,8 +5,10 @@ The commands and the demo both go through here, so a stage behaves the same howe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ltrp_core.checkpoints import save_mae
 from ltrp_core.errors import RequestError
@@ -14,13 +16,15 @@ from ltrp_core.rankers import save_ranker
 from pipeline.annotations import CocoAnnotations
 from pipeline.evaluation_table import write_tables
 from pipeline.image_stream import ShardImages
+from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.record_stream import CachedRecords
-from pipeline.shards import Shard
-from pipeline.store.cache import open_cache
+from pipeline.store.cache import APPENDED, Cache, open_cache
+from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256
+from pipeline.store.run_file import difference
 from pipeline.training_folder import DiskTrainingFolder
-from pipeline.unit_runner import CacheRunner
+from pipeline.unit_runner import CacheRunner, UnitOptions
 from pipeline.workers import InProcessPool, WorkerPool
 from stages import evaluate_patches, pretrain_mae, select_patches, train_ranker
 from stages import pack as pack_stage
@@ -66,25 +70,87 @@ def run_pretrain(
 def run_score(
     config: score_stage.ScoreConfig,
     shards: Sequence[Shard],
-    out: Path,
+    out: str | Path,
     pool: WorkerPool,
     progress: Progress,
+    options: UnitOptions | None = None,
 ) -> Summary:
     """Scores the shards into the cache `out`."""
     _check_device(config.device, pool)
-    runner = CacheRunner(out=out, shards=shards, pool=pool, progress=progress)
+    runner = CacheRunner(
+        out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
+    )
     return score_stage.run(config, units=runner)
+
+
+def run_append_views(
+    asked: Mapping[str, Any],
+    number: int,
+    shards: Sequence[Shard],
+    out: str | Path,
+    pool: WorkerPool,
+    progress: Progress,
+) -> Summary:
+    """Scores `number` further views of every sample of the cache `out`, as it was scored.
+
+    What is there is not touched: the views are a cache of their own below `out`, which `out` is
+    read with as soon as every unit has them.
+
+    Args:
+        asked: options that were given on the command line; those that change a number must be the
+            cache's own.
+
+    Raises:
+        RunMismatchError: an option differs from the cache's.
+    """
+    base = open_cache(out)
+    config, options = _appending(base, asked, number)
+    _check_device(config.device, pool)
+    runner = CacheRunner(
+        out=f"{base.url}/{APPENDED}/views-{config.first_view:05d}",
+        shards=shards,
+        pool=pool,
+        progress=progress,
+        options=options,
+        extends=base,
+    )
+    summary = score_stage.run(config, units=runner)
+    base.refresh()
+    views = base.run["views"]
+    summary.notes.append(f"{base.url} now has {views} view(s) of each of its samples")
+    summary.output = base.url
+    return summary
+
+
+def _appending(
+    base: Cache, asked: Mapping[str, Any], number: int
+) -> tuple[score_stage.ScoreConfig, UnitOptions]:
+    stored = {name: asked[name] for name in asked if name in base.identity and name != "views"}
+    if any(base.identity[name] != value for name, value in stored.items()):
+        raise RunMismatchError(
+            difference(base.url, {name: base.identity[name] for name in stored}, stored)
+        )
+    of_config, of_options = (
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (score_stage.ScoreConfig, UnitOptions)
+    )
+    values = {**base.identity, **asked, "views": number}
+    values["first_view"] = int(base.identity["first_view"]) + int(base.run["views"])
+    return (
+        score_stage.ScoreConfig(**{k: v for k, v in values.items() if k in of_config}),
+        UnitOptions(**{k: v for k, v in values.items() if k in of_options}),
+    )
 
 
 def run_train_ranker(
     config: train_ranker.TrainRankerConfig,
-    cache: Path,
+    cache: str | Path,
     shards: Sequence[Shard],
     out: Path,
     progress: Progress,
 ) -> tuple[dict[str, float], Summary]:
     """Trains a ranker from a cache into `out`; returns the last epoch's measures too."""
-    records = CachedRecords(open_cache(cache), shards, progress)
+    records = CachedRecords(open_cache(cache), shards)
     folder = DiskTrainingFolder(out, "train-ranker")
     ranker, history, summary = train_ranker.run(
         config, records=records, folder=folder, progress=progress
@@ -98,9 +164,10 @@ def run_train_ranker(
 def run_select(
     config: select_patches.SelectConfig,
     shards: Sequence[Shard],
-    out: Path,
+    out: str | Path,
     pool: WorkerPool,
     progress: Progress,
+    options: UnitOptions | None = None,
 ) -> Summary:
     """Writes the selections of the shards into the cache `out`."""
     _check_device(config.device, pool)
@@ -109,16 +176,18 @@ def run_select(
         raise RequestError(
             f"--ranker {config.ranker}: no {RANKER_FILE} there; pass --out of train-ranker"
         )
-    runner = CacheRunner(out=out, shards=shards, pool=pool, progress=progress)
+    runner = CacheRunner(
+        out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
+    )
     return select_patches.run(config, units=runner, ranker_sha256=file_sha256(weights))
 
 
 def run_evaluate_patches(
     config: evaluate_patches.EvaluateConfig,
     *,
-    selections: Path,
+    selections: str | Path,
     annotations: Path,
-    teacher: Path | None,
+    teacher: str | Path | None,
     foreground: str,
     out: Path,
     progress: Progress,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ltrp_core.errors import CheckpointError
-from pipeline.store.cache import claim_folder
 from pipeline.store.receipts import replace_text
+from pipeline.store.run_file import claim_folder
 
 _EVERY_S = 60.0
 

@@ -1,143 +1,296 @@
-"""Runs a stage shard by shard: plan, pool, commit, summary. Shared by `score` and `select`."""
+"""Runs a stage shard by shard: plan, pool, log, summary. Shared by `score` and `select`."""
 
 from __future__ import annotations
 
 import functools
+import os
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import numpy as np
-
-from pipeline.images import ImageError, decode_image
-from pipeline.shards import Shard, read_members, shard_identities
+from ltrp_core.errors import RequestError
+from pipeline.faults import fault_point
+from pipeline.inputs import OnDamage, Shard
+from pipeline.run_log import RunLog, read_log
+from pipeline.shares import parse_share
 from pipeline.store.cache import Cache, create_cache
-from pipeline.store.lock import folder_lock
-from pipeline.store.units import commit_unit, unit_name
-from pipeline.workers import WorkerPool
-from stages.protocols import ArrayField, BadSample, Progress, Sample, Summary, UnitStage
+from pipeline.store.errors import RunMismatchError
+from pipeline.store.lock import place_lock
+from pipeline.store.manifest import UnitRow
+from pipeline.store.run_file import difference
+from pipeline.unit_work import MakeStage, PendingUnit, UnitWork, WorkSettings
+from pipeline.workers import Outcome, WorkerPool
+from stages.options import check_ranges, option
+from stages.protocols import ArrayField, Bar, Progress, Summary
+
+_ENOUGH_TO_JUDGE = 1000
+"""Images below which no share of bad ones stops a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UnitOptions:
+    """Options of every stage that writes units."""
+
+    store: Literal["zarr", "webdataset"] = option(
+        "zarr", help="form of the records: Zarr v3 arrays, or a WebDataset tar a unit"
+    )
+    on_damage: OnDamage = option(
+        "strict",
+        help="strict: a damaged shard fails; salvage: what was readable before the damage is kept",
+        changes_numbers=False,
+    )
+    max_bad: str = option(
+        "5%",
+        help=f"stop when more of the images ({_ENOUGH_TO_JUDGE} at least) are bad; 100% = never",
+        changes_numbers=False,
+    )
+    decode_threads: int = option(
+        0, low=0, help="decoding ahead of the model, a worker; 0 = one a CPU", changes_numbers=False
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        parse_share("--max-bad", self.max_bad)
+
+
+@dataclass(kw_only=True, slots=True)
 class CacheRunner:
     """Commits one unit a shard into the cache at `out`; complete ones are left alone."""
 
-    out: Path
+    out: str
     shards: Sequence[Shard]
     pool: WorkerPool
     progress: Progress
+    options: UnitOptions = field(default_factory=UnitOptions)
+    extends: Cache | None = None
+    """A finished cache: only its units are made, of the very shards they were made from."""
 
     def run(
         self,
         stage: str,
-        make: Callable[[], UnitStage],
+        make: MakeStage,
         *,
         identity: Mapping[str, Any],
         fields: Mapping[str, ArrayField],
     ) -> Summary:
-        """Runs `make()` on every pending shard; input shards = done + skipped + failed.
+        """Runs `make(device)` on every pending shard.
+
+        Input shards = done + skipped + failed + pending, disjoint.
 
         Raises:
-            RunMismatchError: `out` holds another run.
+            RunMismatchError: `out` holds another run, or units of shards that have changed.
             LockedError: another process is writing there.
         """
-        started = time.monotonic()
+        identity = {**identity, "store": self.options.store}
+        if self.extends is not None:
+            _check_extends(self.extends, {"stage": stage, **identity})
         cache = create_cache(self.out, stage, identity)
-        summary = Summary(stage=stage, output=str(cache.path))
-        with folder_lock(cache.path):
-            cache.prepare()
-            identities = shard_identities(self.shards, self.progress)
-            pending = self._pending(cache, identities, summary)
-            work = functools.partial(_UnitWork, make, cache.path, cache.run_id, dict(fields))
-            with self.progress.task(stage, len(self.shards), "shards") as bar:
-                bar.advance(summary.skipped)
-                for outcome in self.pool.map(work, pending):
-                    name = Path(outcome.item.shard.path).name
-                    if outcome.error is None:
-                        summary.done += 1
-                        summary.n_ok += outcome.result["n_ok"]
-                        summary.n_bad += outcome.result["n_bad"]
-                    else:
-                        summary.failed[name] = outcome.error
-                    rate = summary.n_ok / max(time.monotonic() - started, 1e-9)
-                    bar.advance(1, **{"images/s": rate, "failed": float(len(summary.failed))})
-            cache.write_manifest()
-        summary.seconds = time.monotonic() - started
-        if summary.done:
-            summary.rate = f"{summary.n_ok / summary.seconds:.1f} images/s"
+        with place_lock(cache.place):
+            cache.clear_attempts()
+            log = RunLog(cache.place)
+            summary = Summary(stage=stage, output=cache.url)
+            pending = self._pending(cache, summary)
+            settings = WorkSettings(
+                cache=cache.url,
+                run_id=cache.run_id,
+                store=self.options.store,
+                fields=dict(fields),
+                on_damage=self.options.on_damage,
+                decode_threads=self.options.decode_threads,
+            )
+            log.write(
+                "start",
+                run_id=cache.run_id,
+                stage=stage,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                shards=[shard.name for shard in self.shards],
+            )
+            run = _Run(summary, log, self.options, pending, skipped=summary.skipped)
+            try:
+                work = functools.partial(UnitWork, make, settings)
+                with self.progress.task(stage, len(self.shards), "shards") as bar:
+                    bar.advance(summary.skipped)
+                    for outcome in self.pool.map(work, pending):
+                        run.count(outcome, bar)
+                        if outcome.error is None:
+                            cache.add(outcome.result["row"])
+                        if summary.stopped:
+                            break
+                summary.notes += self.pool.notes
+            finally:
+                # Also on Ctrl-C: the manifest has what was committed, the log says how it went.
+                fault_point("before_manifest")
+                cache.clear_attempts()
+                cache.write_manifest()
+                log.write("end", **run.totals())
+                log.flush()
+        run.close(self.pool.start_up_s)
         return summary
 
-    def _pending(
-        self, cache: Cache, identities: Mapping[str, Mapping[str, Any]], summary: Summary
-    ) -> list[_PendingUnit]:
-        units = [_PendingUnit(shard, identities[shard.path]) for shard in self.shards]
-        done = set(cache.units)
-        pending = [unit for unit in units if unit.name not in done]
-        summary.skipped = len(units) - len(pending)
-        return pending
+    def _pending(self, cache: Cache, summary: Summary) -> list[PendingUnit]:
+        units = [PendingUnit(shard=shard) for shard in self.shards]
+        if self.extends is not None:
+            units, left_out = _of_cache(self.extends, units)
+            if left_out:
+                summary.notes.append(f"{left_out} shard(s) are not in {self.extends.url}: left out")
+        done = [unit for unit in units if unit.name in cache.rows]
+        _check_unchanged(cache, done, self.progress)
+        summary.skipped = len(done)
+        return [unit for unit in units if unit.name not in cache.rows]
 
 
-@dataclass(frozen=True, slots=True)
-class _PendingUnit:
-    """What a worker is sent: one shard, and what it was when the run began."""
+@dataclass(slots=True)
+class _Run:
+    """Counts what comes of the pending units."""
 
-    shard: Shard
-    identity: Mapping[str, Any]
+    summary: Summary
+    log: RunLog
+    options: UnitOptions
+    pending: Sequence[PendingUnit]
+    skipped: int
+    started: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+    retried: int = 0
 
-    @property
-    def name(self) -> str:
-        return unit_name(self.shard.stem, str(self.identity["sha256"]))
+    def count(self, outcome: Outcome, bar: Bar) -> None:
+        unit, summary = outcome.item, self.summary
+        facts = {
+            "unit": unit.name,
+            "shard": unit.shard.name,
+            "attempts": outcome.attempts,
+            "worker": outcome.worker,
+        }
+        self.retried += outcome.attempts - 1
+        if outcome.error is None:
+            row: UnitRow = outcome.result["row"]
+            summary.done += 1
+            summary.n_ok += row.n_ok
+            summary.n_bad += row.n_bad
+            seconds = outcome.result["seconds"]
+            for name, value in seconds.items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + value
+            if row.damage is not None:
+                summary.notes.append(f"salvaged {unit.shard.name}: {row.damage}")
+            summary.notes += [f"{unit.shard.name}: {note}" for note in outcome.result["notes"]]
+            stamp = {"stamp": unit.shard.stamp, "size": unit.shard.size}
+            counts = {"n_ok": row.n_ok, "n_bad": row.n_bad}
+            self.log.write("done", **facts, **counts, **stamp, seconds=seconds)
+        elif outcome.stop:
+            summary.stopped = outcome.error
+            self.log.write("stopped", **facts, reason=outcome.error)
+        else:
+            summary.failed[unit.shard.name] = f"{outcome.error}{_times(outcome.attempts)}"
+            self.log.write("failed", **facts, reason=outcome.error)
+        self._check_bad()
+        rate = summary.n_ok / max(time.monotonic() - self.started, 1e-9)
+        bar.advance(1, **{"images/s": rate, "failed": float(len(summary.failed))})
+
+    def _check_bad(self) -> None:
+        summary, limit = self.summary, parse_share("--max-bad", self.options.max_bad)
+        n_in = summary.n_ok + summary.n_bad
+        if summary.n_bad > limit * max(n_in, _ENOUGH_TO_JUDGE) and not summary.stopped:
+            summary.stopped = (
+                f"{summary.n_bad} of {n_in} images are bad, more than --max-bad "
+                f"{self.options.max_bad}; errors.parquet of each unit says why"
+            )
+
+    def totals(self) -> dict[str, Any]:
+        summary = self.summary
+        return {
+            "done": summary.done,
+            "skipped": summary.skipped,
+            "failed": len(summary.failed),
+            "stopped": summary.stopped,
+            "n_ok": summary.n_ok,
+            "n_bad": summary.n_bad,
+        }
+
+    def close(self, start_up_s: float) -> None:
+        summary = self.summary
+        summary.pending = len(self.pending) - summary.done - len(summary.failed)
+        summary.seconds = time.monotonic() - self.started
+        working = max(summary.seconds - start_up_s, 1e-9)
+        if summary.done:
+            summary.rate = f"{summary.n_ok / working:.1f} images/s"
+        if start_up_s > 1.0:
+            summary.notes.append(f"{start_up_s:.1f} s of it to start the workers")
+        if self.retried:
+            summary.notes.append(f"{self.retried} attempt(s) failed and were made again")
 
 
-class _UnitWork:
-    """One worker's state: the stage (its model), and how a shard becomes a unit."""
-
-    def __init__(
-        self,
-        make: Callable[[], UnitStage],
-        cache: Path,
-        run_id: str,
-        fields: Mapping[str, ArrayField],
-    ) -> None:
-        self.stage = make()
-        self.cache, self.run_id, self.fields = cache, run_id, fields
-
-    def __call__(self, unit: _PendingUnit) -> dict[str, Any]:
-        started = time.monotonic()
-        bad: list[BadSample] = []
-        arrays = self.stage(decoded_samples(unit.shard, bad))
-        for name, values in arrays.items():
-            if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-                raise RuntimeError(
-                    f"{name} of shard {unit.shard.path} is not finite; are the weights damaged?"
-                )
-        receipt = commit_unit(
-            self.cache,
-            unit.name,
-            arrays=arrays,
-            fields=self.fields,
-            bad=bad,
-            facts={
-                "run_id": self.run_id,
-                "input": dict(unit.identity),
-                "seconds": round(time.monotonic() - started, 3),
-            },
-        )
-        return {"n_ok": receipt.n_ok, "n_bad": receipt.n_bad}
+def _times(attempts: int) -> str:
+    return f" ({attempts} attempts)" if attempts > 1 else ""
 
 
-def decoded_samples(shard: Shard, bad: list[BadSample]) -> Iterator[Sample]:
-    """Yields the samples of a shard that decode; appends the others to `bad`.
+def _check_extends(cache: Cache, identity: Mapping[str, Any]) -> None:
+    """Raises RunMismatchError unless only the views differ: further ones are scored alike."""
+    views = {"views", "first_view", "schema"}
+    then, now = (
+        {name: value for name, value in run.items() if name not in views}
+        for run in (cache.identity, identity)
+    )
+    if then != now:
+        raise RunMismatchError(difference(cache.url, then, now))
+
+
+def _of_cache(cache: Cache, units: Sequence[PendingUnit]) -> tuple[list[PendingUnit], int]:
+    """Returns the units of `cache` with the content they must have, and how many others there are.
 
     Raises:
-        DamagedShardError: the tar is not whole.
+        RequestError: a unit's shard was not given.
     """
-    for member in read_members(shard):
-        try:
-            if not member.is_regular:
-                raise ImageError("not_a_file", f"{member.name!r} is a link, device or sparse file")
-            yield Sample(member.key, decode_image(member.data))
-        except ImageError as error:
-            bad.append(BadSample(member.key, member.offset, error.reason, str(error)))
+    by_name = {unit.name: unit for unit in units}
+    missing = [row.shard for name, row in cache.rows.items() if name not in by_name]
+    if missing:
+        raise RequestError(
+            f"--shards does not name {missing[0]} ({len(missing)} missing), which "
+            f"{cache.url} was made from; views are appended to all of its units"
+        )
+    chosen = [
+        PendingUnit(shard=by_name[name].shard, sha256=row.shard_sha256)
+        for name, row in cache.rows.items()
+    ]
+    return chosen, len(units) - len(chosen)
+
+
+def _check_unchanged(cache: Cache, done: Sequence[PendingUnit], progress: Progress) -> None:
+    """Raises RunMismatchError if a shard is not what its unit was made from.
+
+    Its size and its stamp (modification time, ETag) tell; where they differ, its sha256.
+    """
+    stamps = {
+        event["unit"]: (event["size"], event["stamp"])
+        for event in read_log(cache.place)
+        if event["event"] == "done" and event.get("stamp")
+    }
+    doubtful = []
+    for unit in done:
+        row = cache.rows[unit.name]
+        if unit.shard.size != row.shard_size and row.damage is None:
+            raise _changed(cache, unit, f"{row.shard_size} bytes then, {unit.shard.size} now")
+        if stamps.get(unit.name) != (unit.shard.size, unit.shard.stamp):
+            doubtful.append(unit)
+    if not doubtful:
+        return
+    with progress.task("hash shards", len(doubtful), "shards") as bar:
+        for unit in doubtful:
+            if _sha256(unit.shard) != cache.rows[unit.name].shard_sha256:
+                raise _changed(cache, unit, "another content of the same size")
+            bar.advance(1)
+
+
+def _sha256(shard: Shard) -> str:
+    reader = shard.open("salvage")
+    for _ in reader:
+        pass
+    return str(reader.identity["sha256"])
+
+
+def _changed(cache: Cache, unit: PendingUnit, how: str) -> RunMismatchError:
+    return RunMismatchError(
+        f"{unit.shard.path} is not what unit {unit.name} of {cache.url} was made from ({how}); "
+        f"give another --out, bring the old shard back, or delete units/{unit.name}"
+    )

@@ -1,4 +1,4 @@
-"""Which device `--device` names."""
+"""Which device `--device` names, and when its memory is full."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}; pass auto or cpu"
         ) from error
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory was not enough, of a GPU or of the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch raises a plain RuntimeError when the host's allocator fails.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

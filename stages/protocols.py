@@ -53,18 +53,31 @@ class ArrayField:
     shape: tuple[int, ...]
     fill: Any
     delta: bool = False
-    """Whether neighbours are close: stored as differences."""
+    """Whether neighbors are close: stored as differences."""
+    high: int | None = None
+    """Values must be smaller; checked before a unit is committed."""
+    ascending: bool = False
+    """Whether values must ascend strictly along the last axis."""
+    raw: bool = False
+    """Stored as they are: photographs, which a general compressor hardly makes smaller."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Summary:
-    """What a command prints at its end; `failed` names each unit that is not done, and why."""
+    """What a command prints at its end; `failed` names each unit that is not done, and why.
+
+    Input shards = done + skipped + failed + pending.
+    """
 
     stage: str
     done: int = 0
     skipped: int = 0
     """Complete before this run."""
     failed: dict[str, str] = field(default_factory=dict)
+    pending: int = 0
+    """Not reached, because the run was stopped."""
+    stopped: str = ""
+    """Why the run ended before all was tried, e.g. a full disk."""
     n_ok: int = 0
     n_bad: int = 0
     seconds: float = 0.0
@@ -77,9 +90,19 @@ class Summary:
 
 
 class UnitStage(Protocol):
-    """The work on one shard: samples in, arrays out. Made once a worker, used for many shards."""
+    """The work on shards: samples in, rows out. Made once a worker, used for many shards."""
 
-    def __call__(self, samples: Iterable[Sample]) -> Arrays: ...
+    def prepare(self, sample: Sample) -> Any:
+        """Returns what of a sample can be done ahead of the model; called on several threads."""
+        ...
+
+    def batches(self, prepared: Iterable[Any]) -> Iterator[Arrays]:
+        """Yields the rows of the samples in their order, some at a time."""
+        ...
+
+    def take_notes(self) -> list[str]:
+        """Returns what must not go unsaid since the last call, e.g. that the batch was halved."""
+        ...
 
 
 class UnitRunner(Protocol):
@@ -88,7 +111,7 @@ class UnitRunner(Protocol):
     def run(
         self,
         stage: str,
-        make: Callable[[], UnitStage],
+        make: Callable[[str], UnitStage],
         *,
         identity: Mapping[str, Any],
         fields: Mapping[str, ArrayField],

@@ -12,7 +12,7 @@ from ltrp_core.views import View
 from stages.protocols import ArrayField, Arrays
 
 
-def stack_rows(rows: Sequence[object], field: ArrayField) -> NDArray[Any]:
+def stack_rows(rows: Sequence[object] | NDArray[Any], field: ArrayField) -> NDArray[Any]:
     """Returns the array of a unit made of its rows, also when there is none."""
     dtype = object if field.dtype == "string" else field.dtype
     return np.array(rows, dtype=dtype).reshape(len(rows), *field.shape)

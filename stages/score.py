@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from ltrp_core.checkpoints import load_mae
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
-from ltrp_core.scoring import Metric, Phase, Region, leave_one_out_scores
+from ltrp_core.patches import patchify
+from ltrp_core.scoring import Metric, Phase, Region, default_chunk, leave_one_out_scores
 from ltrp_core.views import Crop, make_view, normalize, render_view
-from stages.devices import resolve_device
+from stages.devices import is_out_of_memory, resolve_device
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import stack_rows, view_row
@@ -32,6 +34,7 @@ class ScoreConfig:
         changes_numbers=False,
     )
     views: int = option(1, low=1, help="views (crops) an image")
+    first_view: int = option(0, low=0, help="number of the first view; a view's crop goes by it")
     partitions: int = option(
         0, low=0, help="partitions a view; 0 = as many as cover every patch once"
     )
@@ -42,7 +45,10 @@ class ScoreConfig:
     metric: Metric = option("l1", help="distance between reconstructions (Tab. 1c)")
     region: Region = option("masked", help="positions compared")
     score_dtype: Literal["float32", "float16"] = option(
-        "float32", help="float32, or float16 at half the size"
+        "float16", help="float16, or float32 at twice the size"
+    )
+    pixels: bool = option(
+        False, help="also store the visible patches: training then needs no images"
     )
     seed: int = option(0, help="of views and partitions")
     batch_size: int = option(8, low=1, help="views at a time", changes_numbers=False)
@@ -58,7 +64,7 @@ def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, Arra
     n = num_visible(length, config.mask_ratio)
     records = (config.views, num_partitions(config, length), n)
     wide = length > 255
-    return {
+    fields = {
         "key": ArrayField(dtype="string", shape=(), fill=""),
         "size": ArrayField(dtype="int32", shape=(2,), fill=-1),
         "crop": ArrayField(dtype="float32", shape=(config.views, 4), fill=float("nan")),
@@ -68,9 +74,15 @@ def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, Arra
             shape=records,
             fill=65535 if wide else 255,
             delta=True,
+            high=length,
+            ascending=True,
         ),
         "score": ArrayField(dtype=config.score_dtype, shape=records, fill=float("nan")),
     }
+    if config.pixels:
+        p = mae.config.patch_size
+        fields["pixels"] = ArrayField(dtype="uint8", shape=(*records, p, p, 3), fill=0, raw=True)
+    return fields
 
 
 def num_partitions(config: ScoreConfig, length: int) -> int:
@@ -78,37 +90,75 @@ def num_partitions(config: ScoreConfig, length: int) -> int:
     return config.partitions or cover_count(length, config.mask_ratio)
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedSample:
+    """A sample as the model takes it: decoded once, rendered for every view."""
+
+    rows: dict[str, Any]
+    """One row of every array but `score` and `pixels`."""
+    pixels: Tensor
+    """uint8 (V, 3, S, S)"""
+
+
 class UnitScorer:
     """Scores the samples of one shard after another with one model."""
 
-    def __init__(self, config: ScoreConfig) -> None:
+    def __init__(self, config: ScoreConfig, device: str = "auto") -> None:
         self.config = config
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(device if config.device == "auto" else config.device)
         self.mae = load_mae(config.mae).to(self.device)
         self.fields = record_fields(config, self.mae)
+        self.chunk = default_chunk(self.device)
+        """(view, partition) pairs at a time; halved when memory is not enough."""
+        self._notes: list[str] = []
 
-    def __call__(self, samples: Iterable[Sample]) -> Arrays:
-        """Returns the arrays of `record_fields` for the samples that come."""
-        rows: dict[str, list[object]] = {name: [] for name in self.fields}
-        pixels: list[Tensor] = []
-        for sample in samples:
-            height, width = sample.image.shape[:2]
-            views = [
-                make_view(self.config.crop, sample.key, number, height, width, self.config.seed)
-                for number in range(self.config.views)
-            ]
-            rows["key"].append(sample.key)
-            rows["size"].append((height, width))
-            rows["crop"].append([view_row(view) for view in views])
-            rows["flip"].append([view.flip for view in views])
-            rows["visible"].append([self._visible(sample.key, v) for v in range(len(views))])
-            size = self.mae.config.image_size
-            pixels += [render_view(sample.image, view, size) for view in views]
-            if len(pixels) >= self.config.batch_size:
-                rows["score"] += self._scores(pixels, rows)
-                pixels.clear()
-        rows["score"] += self._scores(pixels, rows)
-        return {name: stack_rows(rows[name], field) for name, field in self.fields.items()}
+    def prepare(self, sample: Sample) -> PreparedSample:
+        """Returns the views and visible patches of a sample: functions of its key and the seed."""
+        config = self.config
+        height, width = sample.image.shape[:2]
+        numbers = range(config.first_view, config.first_view + config.views)
+        views = [
+            make_view(config.crop, sample.key, number, height, width, config.seed)
+            for number in numbers
+        ]
+        size = self.mae.config.image_size
+        return PreparedSample(
+            rows={
+                "key": sample.key,
+                "size": (height, width),
+                "crop": [view_row(view) for view in views],
+                "flip": [view.flip for view in views],
+                "visible": np.stack([self._visible(sample.key, number) for number in numbers]),
+            },
+            pixels=torch.stack([render_view(sample.image, view, size) for view in views]),
+        )
+
+    def batches(self, prepared: Iterable[PreparedSample]) -> Iterator[Arrays]:
+        """Yields the arrays of `record_fields` for the samples that come, some at a time."""
+        at_a_time = max(1, self.config.batch_size // self.config.views)
+        samples = iter(prepared)
+        while group := list(itertools.islice(samples, at_a_time)):
+            yield self._rows(group)
+
+    def take_notes(self) -> list[str]:
+        """Returns how often the batch was halved since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _rows(self, group: Sequence[PreparedSample]) -> Arrays:
+        pixels = torch.cat([sample.pixels for sample in group])
+        visible = torch.from_numpy(np.concatenate([sample.rows["visible"] for sample in group]))
+        scores = self._scores(pixels, visible)
+        made: dict[str, Any] = {"score": scores.unflatten(0, (len(group), -1)).cpu().numpy()}
+        if self.config.pixels:
+            patches = visible_pixels(pixels, visible, self.mae.config.patch_size)
+            made["pixels"] = patches.unflatten(0, (len(group), -1)).numpy()
+        return {
+            name: stack_rows(
+                made[name] if name in made else [sample.rows[name] for sample in group], field
+            )
+            for name, field in self.fields.items()
+        }
 
     def _visible(self, key: str, view: int) -> NDArray[np.int64]:
         config, length = self.config, self.mae.config.num_patches
@@ -117,21 +167,45 @@ class UnitScorer:
             key, view, count, length, config.mask_ratio, config.seed, config.sampler
         )
 
-    def _scores(self, pixels: list[Tensor], rows: dict[str, list[object]]) -> list[object]:
-        """Returns the scores (V, P, n) of each sample whose views are in `pixels`."""
-        if not pixels:
-            return []
-        pending = rows["visible"][len(rows["score"]) :]
-        visible = torch.from_numpy(np.array(pending)).flatten(0, 1)
-        scores = leave_one_out_scores(
-            self.mae,
-            normalize(torch.stack(pixels).to(self.device)),
-            visible.to(self.device),
-            phase=self.config.phase,
-            metric=self.config.metric,
-            region=self.config.region,
-        )
-        return list(scores.unflatten(0, (-1, self.config.views)).cpu().numpy())
+    def _scores(self, pixels: Tensor, visible: Tensor) -> Tensor:
+        """Returns the scores (B, P, n) of views uint8 (B, 3, S, S), fewer at a time if need be.
+
+        Raises:
+            RuntimeError: memory is not enough for a single pair.
+        """
+        images = normalize(pixels.to(self.device))
+        visible = visible.to(self.device)
+        while True:
+            try:
+                return leave_one_out_scores(
+                    self.mae,
+                    images,
+                    visible,
+                    phase=self.config.phase,
+                    metric=self.config.metric,
+                    region=self.config.region,
+                    chunk=self.chunk,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.chunk == 1:
+                    raise
+            self.chunk //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._notes.append(f"out of memory: went on with {self.chunk} partitions at a time")
+
+
+def visible_pixels(pixels: Tensor, visible: Tensor, patch_size: int) -> Tensor:
+    """Returns the visible patches themselves, uint8 (B, P, n, p, p, 3).
+
+    Args:
+        pixels: uint8 (B, 3, S, S).
+        visible: int64 (B, P, n).
+    """
+    patches = patchify(pixels, patch_size)
+    index = visible.flatten(1)[..., None].expand(-1, -1, patches.shape[-1])
+    chosen = patches.gather(1, index)
+    return chosen.view(*visible.shape, patch_size, patch_size, 3)
 
 
 def run(config: ScoreConfig, *, units: UnitRunner) -> Summary:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,52 +62,73 @@ def selection_fields(config: SelectConfig, length: int) -> dict[str, ArrayField]
         "ranker_score": maps,
         "patch_variance": maps,
         **{
-            kept_name(ratio): ArrayField(dtype=index, shape=(num_kept(ratio, length),), fill=fill)
+            kept_name(ratio): ArrayField(
+                dtype=index, shape=(num_kept(ratio, length),), fill=fill, high=length
+            )
             for ratio in config.keep_ratio
         },
     }
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedSample:
+    """A sample as the ranker takes it."""
+
+    rows: dict[str, Any]
+    """One row of `key`, `size`, `crop` and `flip`."""
+    pixels: Tensor
+    """uint8 (3, S, S)"""
+
+
 class UnitSelector:
     """Selects the patches of one shard after another with one ranker."""
 
-    def __init__(self, config: SelectConfig) -> None:
+    def __init__(self, config: SelectConfig, device: str = "auto") -> None:
         self.config = config
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(device if config.device == "auto" else config.device)
         self.ranker = load_ranker(config.ranker).eval().to(self.device)
         self.length = self.ranker.grid**2
         self.fields = selection_fields(config, self.length)
 
-    @torch.no_grad()
-    def __call__(self, samples: Iterable[Sample]) -> Arrays:
-        """Returns the arrays of `selection_fields` for the samples that come."""
-        rows: dict[str, list[object]] = {name: [] for name in self.fields}
-        pixels: list[Tensor] = []
+    def prepare(self, sample: Sample) -> PreparedSample:
+        """Returns the view of a sample that is ranked."""
+        height, width = sample.image.shape[:2]
+        view = make_view(self.config.crop, sample.key, 0, height, width, self.config.seed)
+        rows = {
+            "key": sample.key,
+            "size": (height, width),
+            "crop": [view_row(view)],
+            "flip": [view.flip],
+        }
         size = self.ranker.grid * self.ranker.patch_size
-        for sample in samples:
-            height, width = sample.image.shape[:2]
-            view = make_view(self.config.crop, sample.key, 0, height, width, self.config.seed)
-            rows["key"].append(sample.key)
-            rows["size"].append((height, width))
-            rows["crop"].append([view_row(view)])
-            rows["flip"].append([view.flip])
-            pixels.append(render_view(sample.image, view, size))
-            if len(pixels) == self.config.batch_size:
-                self._select(pixels, rows)
-                pixels.clear()
-        self._select(pixels, rows)
-        return {name: stack_rows(rows[name], field) for name, field in self.fields.items()}
+        return PreparedSample(rows, render_view(sample.image, view, size))
 
-    def _select(self, pixels: list[Tensor], rows: dict[str, list[object]]) -> None:
-        if not pixels:
-            return
-        images = normalize(torch.stack(pixels).to(self.device))
+    def batches(self, prepared: Iterable[PreparedSample]) -> Iterator[Arrays]:
+        """Yields the arrays of `selection_fields` for the samples that come, some at a time."""
+        samples = iter(prepared)
+        while group := list(itertools.islice(samples, self.config.batch_size)):
+            made = self._select(torch.stack([sample.pixels for sample in group]))
+            yield {
+                name: stack_rows(
+                    made[name] if name in made else [sample.rows[name] for sample in group], field
+                )
+                for name, field in self.fields.items()
+            }
+
+    def take_notes(self) -> list[str]:
+        """Returns nothing: selection has nothing to confess."""
+        return []
+
+    @torch.no_grad()
+    def _select(self, pixels: Tensor) -> Arrays:
+        images = normalize(pixels.to(self.device))
         # One by one, so that a selection cannot depend on what else is in the batch.
         scores = torch.cat([self.ranker(image[None]) for image in images]).float()
         patches = patchify(images, self.ranker.patch_size)
-        rows["ranker_score"] += list(scores.cpu().numpy())
-        variance = patch_variance(images, self.ranker.patch_size)
-        rows["patch_variance"] += list(variance.cpu().numpy())
+        made = {
+            "ranker_score": scores.cpu().numpy(),
+            "patch_variance": patch_variance(images, self.ranker.patch_size).cpu().numpy(),
+        }
         for ratio in self.config.keep_ratio:
             kept = select_patches(
                 scores,
@@ -113,7 +136,8 @@ class UnitSelector:
                 patches=patches,
                 homogeneous=self.config.homogeneous,
             )
-            rows[kept_name(ratio)] += list(kept.cpu().numpy())
+            made[kept_name(ratio)] = kept.cpu().numpy()
+        return made
 
 
 def run(config: SelectConfig, *, units: UnitRunner, ranker_sha256: str) -> Summary:

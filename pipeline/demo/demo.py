@@ -12,10 +12,10 @@ from pathlib import Path
 from pipeline import run_stage
 from pipeline.demo.photographs import demo_photographs
 from pipeline.evaluation_table import format_table
+from pipeline.inputs import Shard, find_shards
 from pipeline.progress import open_progress, print_summary
 from pipeline.run_report import run_report
-from pipeline.shards import Shard, find_shards
-from pipeline.store.cache import claim_folder
+from pipeline.store.run_file import claim_folder
 from pipeline.workers import InProcessPool
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig

@@ -1,173 +1,194 @@
-"""A cache folder: one run's identity, its committed units, and what readers may see of them."""
+"""A cache: one run's identity, its committed units, and what readers may see of them."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from ltrp_core.errors import RequestError
-from pipeline.store import zarr_records
-from pipeline.store.errors import DamagedUnitError, RunMismatchError
-from pipeline.store.manifest import write_manifest
-from pipeline.store.receipts import Receipt, replace_text
-from pipeline.store.units import ATTEMPTS, RECORDS, UNITS, check_unit
+from pipeline.store.errors import DamagedUnitError
+from pipeline.store.manifest import MANIFEST, UnitRow, manifest_bytes, manifest_table
+from pipeline.store.places import ATTEMPTS, LocalPlace, ObjectPlace, open_place
+from pipeline.store.receipts import Receipt
+from pipeline.store.record_forms import FORMS
+from pipeline.store.run_file import claim_place, read_run, run_id
+from pipeline.store.units import RECEIPT, UNITS, UnitState, parse_unit
 from stages.protocols import Arrays
 
-SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
-_RECORDED_PACKAGES = ("ltrp-pipeline", "torch", "timm", "numpy", "zarr")
+APPENDED = "appended"
+"""Folder of the caches that hold further views of the same samples."""
+_VIEW_ARRAYS = frozenset({"crop", "flip", "visible", "score", "pixels"})
+"""Arrays whose second axis is the views."""
 
 
 class Cache:
-    """A cache that exists; read-only unless `prepare` was called on it.
+    """A cache that exists.
 
-    Readers trust a unit only if its receipt is of this run and every file has its size.
+    Readers trust a unit only if its receipt is of this run and every file has its size. Views that
+    were appended are seen as soon as every unit has them.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
-        self.path = path
-        self.run = run
-        """Identity of the run: every option that changes a number, and the weights' sha256."""
+    def __init__(self, place: LocalPlace | ObjectPlace, identity: Mapping[str, Any]) -> None:
+        self.place = place
+        self.identity = identity
+        """Every option of this run that changes a number, and the weights' sha256."""
+
+    @property
+    def url(self) -> str:
+        """Where it is: an absolute path or a URL."""
+        return self.place.url
 
     @property
     def run_id(self) -> str:
         """Hash of the identity."""
-        return run_id(self.run)
+        return run_id(self.identity)
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The identity, with the number of views that `read` returns."""
+        extra = sum(int(part.identity["views"]) for part in self.appended)
+        return (
+            {**self.identity, "views": int(self.identity["views"]) + extra}
+            if extra
+            else (self.identity)
+        )
 
     @cached_property
-    def receipts(self) -> Mapping[str, Receipt]:
-        """Receipts of the complete units by unit name, sorted; read once."""
-        folders = sorted(path for path in (self.path / UNITS).glob("*") if path.is_dir())
-        found = ((path.name, check_unit(path, run_id=self.run_id)) for path in folders)
-        return {name: receipt for name, receipt in found if receipt is not None}
+    def rows(self) -> dict[str, UnitRow]:
+        """What is known of the complete units, by name, sorted; read once."""
+        found = {}
+        for unit, state in self.scan().items():
+            if state.problem is None and state.receipt is not None:
+                found[unit] = UnitRow.of(state.receipt)
+        return found
 
     @property
     def units(self) -> Sequence[str]:
         """Names of the complete units, sorted."""
-        return list(self.receipts)
+        return sorted(self.rows)
 
-    def read(self, unit: str) -> Arrays:
-        """Returns the arrays of one unit.
+    @property
+    def manifest(self) -> pa.Table:
+        """One row a complete unit, made from the receipts: shard, counts, reasons, bytes."""
+        return manifest_table(self.rows.values())
+
+    @cached_property
+    def appended(self) -> Sequence[Cache]:
+        """The caches of further views that have every unit of this one, in order."""
+        return [part for part in self.parts if set(self.rows) <= set(part.rows)]
+
+    @cached_property
+    def parts(self) -> Sequence[Cache]:
+        """All caches of further views, finished or not, in the order of their views."""
+        found = [
+            open_cache(f"{self.place.url}/{APPENDED}/{name}") for name in self.place.names(APPENDED)
+        ]
+        return sorted(found, key=lambda part: int(part.identity["first_view"]))
+
+    def scan(self) -> dict[str, UnitState]:
+        """Returns what is known of everything under units/, by name, sorted."""
+        sizes: dict[str, dict[str, int]] = {name: {} for name in self.place.names(UNITS)}
+        for path, size in self.place.sizes(UNITS).items():
+            unit, _, name = path.partition("/")
+            # A file beside the units is as wrong as a unit without a receipt.
+            sizes.setdefault(unit, {})[name or unit] = size
+        names = {f"{UNITS}/{unit}/{RECEIPT}": unit for unit in sizes}
+        contents = {names[k]: data for k, data in self.place.read_many(names).items()}
+        return {
+            unit: parse_unit(contents.get(unit), sizes[unit], run_id=self.run_id)
+            for unit in sorted(sizes)
+        }
+
+    def receipt(self, unit: str) -> Receipt:
+        """Returns the receipt of a complete unit.
+
+        Raises:
+            RequestError: no complete unit has that name.
+        """
+        if unit not in self.rows:
+            raise RequestError(
+                f"{self.url} has no complete unit {unit!r}; see `ltrp-pipeline verify`"
+            )
+        return Receipt.parse(self.place.read(f"{UNITS}/{unit}/{RECEIPT}"))
+
+    def read(self, unit: str, names: Collection[str] | None = None) -> Arrays:
+        """Returns the arrays of one unit, appended views included.
+
+        Args:
+            names: only these arrays (and `key`); all if omitted.
 
         Raises:
             RequestError: no complete unit has that name.
             DamagedUnitError: its files are unreadable or fail a checksum.
         """
-        if unit not in self.receipts:
-            raise RequestError(
-                f"{self.path} has no complete unit {unit!r}; see `ltrp-pipeline verify`"
-            )
-        arrays = zarr_records.read(self.path / UNITS / unit / RECORDS)
+        arrays = self._read_own(unit, names)
+        parts = [part._read_own(unit, names) for part in self.appended]
+        for part, more in zip(self.appended, parts, strict=True):
+            if not np.array_equal(more["key"], arrays["key"]):
+                raise DamagedUnitError(f"{part.url}: unit {unit} has other keys than {self.url}")
+        for name in _VIEW_ARRAYS & set(arrays) if parts else ():
+            arrays[name] = np.concatenate([arrays[name], *(part[name] for part in parts)], axis=1)
+        return arrays
+
+    def _read_own(self, unit: str, names: Collection[str] | None) -> Arrays:
+        receipt = self.receipt(unit)
+        wanted = None if names is None else {"key", *names}
+        records = receipt.path_of("records.")
+        form = FORMS[str(self.identity["store"])]
+        remedy = f"`ltrp-pipeline verify {self.url} --deep --repair`, then the same run again"
+        try:
+            with self.place.local_copy(f"{UNITS}/{unit}/{records}") as path:
+                arrays = form.read(path, wanted)
+        except (FileNotFoundError, DamagedUnitError) as error:
+            raise DamagedUnitError(f"{self.url}: unit {unit}: {error}; {remedy}") from error
         counts = {name: len(values) for name, values in arrays.items()}
-        if set(counts.values()) != {self.receipts[unit].n_ok}:
+        if set(counts.values()) != {receipt.n_ok}:
             raise DamagedUnitError(
-                f"{unit}: receipt says {self.receipts[unit].n_ok} records, arrays hold {counts}"
+                f"{self.url}: unit {unit}: the receipt says {receipt.n_ok} records, the arrays "
+                f"hold {counts}; {remedy}"
             )
-        arrays["key"] = arrays["key"].astype(object)
         return arrays
 
     def refresh(self) -> None:
-        """Forgets the receipts read so far."""
-        self.__dict__.pop("receipts", None)
+        """Forgets what was read of receipts so far."""
+        for name in ("rows", "parts", "appended"):
+            self.__dict__.pop(name, None)
 
-    def prepare(self) -> None:
-        """Clears the leftovers of dead attempts; call it under the folder's lock."""
-        shutil.rmtree(self.path / ATTEMPTS, ignore_errors=True)
+    def clear_attempts(self) -> None:
+        """Removes what dead workers left; call it under the place's lock."""
+        if isinstance(self.place, LocalPlace):
+            self.place.remove(ATTEMPTS)
+
+    def add(self, row: UnitRow) -> None:
+        """Takes note of a unit that was committed since `rows` was read."""
+        self.rows[row.unit] = row
 
     def write_manifest(self) -> None:
-        """Rebuilds manifest.parquet from the receipts, atomically."""
-        self.refresh()
-        write_manifest(self.path / "manifest.parquet", self.receipts)
-
-
-def run_id(run: Mapping[str, Any]) -> str:
-    """Returns the hash of a run's identity: 16 hex digits."""
-    text = json.dumps(run, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Replaces manifest.parquet by what the receipts say."""
+        self.place.replace(MANIFEST, manifest_bytes(self.rows.values()))
 
 
 def open_cache(path: str | Path) -> Cache:
-    """Returns the cache at `path` for reading: `.run`, `.units`, `.read(unit)`.
+    """Returns the cache at a path or URL for reading: `.run`, `.units`, `.read(unit)`, `.manifest`.
 
     Raises:
-        RequestError: there is no cache at `path`.
+        RequestError: there is no cache.
     """
-    path = Path(path).absolute()
-    return Cache(path, _read_run(path))
+    place = open_place(path)
+    return Cache(place, read_run(place))
 
 
 def create_cache(path: str | Path, stage: str, identity: Mapping[str, Any]) -> Cache:
-    """Returns the cache at `path`, made if it does not exist.
+    """Returns the cache at a path or URL, made if it does not exist.
 
     Raises:
-        RunMismatchError: `path` holds another run (the message names every difference) or
-            something that is no cache.
+        RunMismatchError: another run is there (the message names every difference) or something
+            that is no cache.
     """
-    return Cache(Path(path).absolute(), claim_folder(Path(path), stage, identity))
-
-
-def claim_folder(path: Path, stage: str, identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Writes the identity of a run into a new folder, or checks it against the one that is there.
-
-    Package versions are recorded beside the identity but are no part of it: an update of a library
-    must not orphan a cache of a thousand GPU-hours.
-
-    Raises:
-        RunMismatchError: `path` holds another run, or something else.
-    """
-    path = path.absolute()
-    # Through JSON, so that a tuple asked for equals the list that was stored.
-    run = json.loads(json.dumps({"schema": SCHEMA_VERSION, "stage": stage, **identity}))
-    if (path / RUN_FILE).exists():
-        present = _read_run(path)
-        if present != run:
-            raise RunMismatchError(_difference(path, present, run))
-        return present
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunMismatchError(
-            f"{path} exists and holds no run of this stage; give a new or empty folder as --out"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    versions = {}
-    for package in _RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    document = {"run_id": run_id(run), "identity": run, "versions": versions}
-    replace_text(path / RUN_FILE, json.dumps(document, indent=1, sort_keys=True) + "\n")
-    return dict(run)
-
-
-def _read_run(path: Path) -> Mapping[str, Any]:
-    try:
-        identity: Mapping[str, Any] = json.loads((path / RUN_FILE).read_text())["identity"]
-        return identity
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{path} is no cache: {RUN_FILE} is missing or unreadable; "
-            "pass the --out folder of `ltrp-pipeline score` or `select`"
-        ) from error
-
-
-def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    changed = [
-        f"{name}: {_brief(old.get(name, 'absent'))} there, {_brief(new.get(name, 'absent'))} asked"
-        for name in sorted(set(old) | set(new))
-        if old.get(name) != new.get(name)
-    ]
-    return (
-        f"{path} holds the output of another run ({'; '.join(changed)}); "
-        "give another --out, or the options of that run"
-    )
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+    place = open_place(path)
+    return Cache(place, claim_place(place, stage, identity))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ltrp_core.errors import RequestError
 
 
-class DamagedUnitError(RuntimeError):
+class DamagedUnitError(RequestError):
     """A unit's files are not what its receipt says, or do not read back as written."""
 
 

@@ -1,4 +1,4 @@
-"""One driver at a time writes to a folder."""
+"""One driver at a time writes to a cache."""
 
 from __future__ import annotations
 
@@ -6,33 +6,125 @@ import fcntl
 import json
 import os
 import socket
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.store.errors import LockedError
+from pipeline.store.places import LocalPlace, ObjectPlace
+
+LOCK = ".lock"
+LEASE_S = 60.0
+"""In an object store: a holder that has not renewed its lock for so long is dead."""
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of `folder` while the body runs.
-
-    The kernel drops it when the holder dies, so a dead holder is taken over by trying again.
+def place_lock(place: LocalPlace | ObjectPlace) -> Iterator[None]:
+    """Holds the lock of a place while the body runs.
 
     Raises:
         LockedError: a live process holds it; the message names host and pid.
     """
-    path = folder / ".lock"
+    if isinstance(place, LocalPlace):
+        with folder_lock(place.path):
+            yield
+    else:
+        with _Lease(place).held():
+            yield
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; the kernel drops it when the holder dies."""
+    path = folder / LOCK
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise LockedError(
-                f"{folder} is being written by another process ({file.read().strip()}); "
-                "wait for it to end, or give another --out"
-            ) from error
+            raise _locked(str(folder), file.read().strip()) from error
         file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        file.write(json.dumps(_holder()))
         file.flush()
         yield
+
+
+class _Lease:
+    """A lock object that its holder renews; one that is not renewed is taken over."""
+
+    def __init__(self, place: ObjectPlace) -> None:
+        self.place = place
+        self.token = uuid.uuid4().hex
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._acquire()
+        ended = threading.Event()
+        renewal = threading.Thread(target=self._renew, args=(ended,), daemon=True)
+        renewal.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            renewal.join()
+            if self._present().get("token") == self.token:
+                self.place.remove(LOCK)
+
+    def _acquire(self) -> None:
+        if self.place.create(LOCK, self._content()):
+            return
+        present = self._present()
+        if not _is_dead(present):
+            raise _locked(self.place.url, json.dumps(present))
+        # Take over, and see after a moment whether somebody else did the same.
+        self.place.replace(LOCK, self._content())
+        time.sleep(1.0)
+        present = self._present()
+        if present.get("token") != self.token:
+            raise _locked(self.place.url, json.dumps(present))
+
+    def _renew(self, ended: threading.Event) -> None:
+        while not ended.wait(LEASE_S / 4):
+            try:
+                if self._present().get("token") == self.token:
+                    self.place.replace(LOCK, self._content())
+            except OSError:
+                continue  # the store is away for a while; units are safe without the lock
+
+    def _content(self) -> bytes:
+        return json.dumps({**_holder(), "token": self.token, "renewed": time.time()}).encode()
+
+    def _present(self) -> dict[str, Any]:
+        for content in self.place.read_many([LOCK]).values():
+            try:
+                holder = json.loads(content)
+            except ValueError:
+                return {}
+            return holder if isinstance(holder, dict) else {}
+        return {}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    if holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int):
+        try:
+            os.kill(holder["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return time.time() - float(holder.get("renewed", 0.0)) > LEASE_S
+
+
+def _holder() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _locked(url: str, holder: str) -> LockedError:
+    return LockedError(
+        f"{url} is being written by another process ({holder}); "
+        "wait for it to end, or give another --out"
+    )

@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.store.receipts import Receipt
 
+MANIFEST = "manifest.parquet"
 SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
         ("shard", pa.string()),
+        ("shard_size", pa.int64()),
         ("shard_sha256", pa.string()),
         ("n_in", pa.int64()),
         ("n_ok", pa.int64()),
         ("n_bad", pa.int64()),
         ("reasons", pa.string()),
+        ("damage", pa.string()),
         ("bytes", pa.int64()),
     ]
 )
 
 
-def manifest_table(receipts: Mapping[str, Receipt]) -> pa.Table:
-    """Returns one row a unit, sorted by name; a pure function of the receipts."""
-    rows = [
-        {
-            "unit": name,
-            "shard": receipt.input["name"],
-            "shard_sha256": receipt.input["sha256"],
-            "n_in": receipt.n_in,
-            "n_ok": receipt.n_ok,
-            "n_bad": receipt.n_bad,
-            "reasons": json.dumps(dict(receipt.reasons), sort_keys=True),
-            "bytes": sum(stamp.size for stamp in receipt.files.values()),
-        }
-        for name, receipt in sorted(receipts.items())
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+@dataclass(frozen=True, slots=True)
+class UnitRow:
+    """What the manifest says of one unit; `reasons` is JSON."""
+
+    unit: str
+    shard: str
+    shard_size: int
+    shard_sha256: str
+    n_in: int
+    n_ok: int
+    n_bad: int
+    reasons: str
+    damage: str | None
+    bytes: int
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> UnitRow:
+        """Returns the row of a receipt."""
+        return cls(
+            unit=receipt.unit,
+            shard=receipt.input["name"],
+            shard_size=receipt.input["size"],
+            shard_sha256=receipt.input["sha256"],
+            n_in=receipt.n_in,
+            n_ok=receipt.n_ok,
+            n_bad=receipt.n_bad,
+            reasons=json.dumps(dict(receipt.reasons), sort_keys=True),
+            damage=receipt.damage,
+            bytes=receipt.num_bytes,
+        )
 
 
-def write_manifest(path: Path, receipts: Mapping[str, Receipt]) -> None:
-    """Replaces the manifest at `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(manifest_table(receipts), temporary, write_page_checksum=True)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def manifest_table(rows: Iterable[UnitRow]) -> pa.Table:
+    """Returns one row a unit, sorted by name; a pure function of the rows."""
+    ordered = sorted(rows, key=lambda row: row.unit)
+    return pa.Table.from_pylist([asdict(row) for row in ordered], schema=SCHEMA)
+
+
+def manifest_bytes(rows: Iterable[UnitRow]) -> bytes:
+    """Returns the Parquet file of `manifest_table`."""
+    buffer = io.BytesIO()
+    pq.write_table(manifest_table(rows), buffer, write_page_checksum=True)
+    return buffer.getvalue()

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
@@ -21,7 +21,11 @@ class FileStamp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """Conservation law: n_in = n_ok + n_bad."""
+    """Conservation law: n_in = n_ok + n_bad.
+
+    A pure function of shard, options and weights, like the records: who wrote it, when and how
+    fast is in the run's log, so that two finished caches can be compared byte by byte.
+    """
 
     unit: str
     run_id: str
@@ -30,11 +34,12 @@ class Receipt:
     n_bad: int
     reasons: Mapping[str, int]
     """Bad samples by reason."""
+    damage: str | None
+    """What `--on-damage salvage` forgave: where the shard ended to be readable."""
     files: Mapping[str, FileStamp]
+    """By name relative to the unit."""
     input: Mapping[str, Any]
     """Name, size and sha256 of the shard."""
-    host: str
-    seconds: float
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Receipt:
@@ -46,26 +51,51 @@ class Receipt:
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
             raise ValueError(f"a receipt has the fields {sorted(names)}")
-        files = {name: FileStamp(**stamp) for name, stamp in values["files"].items()}
+        try:
+            files = {name: FileStamp(**stamp) for name, stamp in values["files"].items()}
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a receipt: {error}") from error
         return cls(**{**values, "files": files})
 
+    @classmethod
+    def parse(cls, data: bytes) -> Receipt:
+        """Returns the receipt in `data`.
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
-    """Writes the receipt as readable JSON."""
-    path.write_text(json.dumps(asdict(receipt), indent=1, sort_keys=True) + "\n")
+        Raises:
+            ValueError: not the JSON of a receipt.
+        """
+        return cls.from_json(json.loads(data))
+
+    def to_bytes(self) -> bytes:
+        """Returns readable JSON, equal for equal receipts."""
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+    def path_of(self, prefix: str) -> str:
+        """Returns the name in the unit of the file or folder whose name starts with `prefix`.
+
+        Raises:
+            KeyError: the unit has none.
+        """
+        for name in self.files:
+            parts = PurePosixPath(name).parts
+            for depth, part in enumerate(parts):
+                if part.startswith(prefix):
+                    return "/".join(parts[: depth + 1])
+        raise KeyError(prefix)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the unit without its receipt."""
+        return sum(stamp.size for stamp in self.files.values())
 
 
-def read_receipt(path: Path) -> Receipt:
-    """Returns the receipt at `path`.
-
-    Raises:
-        OSError: no such file.
-        ValueError: not the JSON of a receipt.
-    """
-    try:
-        return Receipt.from_json(json.loads(path.read_text()))
-    except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path}: not a receipt: {error}") from error
+def stamp_files(folder: Path) -> dict[str, FileStamp]:
+    """Returns size and sha256 of every file below `folder`, by relative name, sorted."""
+    return {
+        path.relative_to(folder).as_posix(): FileStamp(path.stat().st_size, file_sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def file_sha256(path: Path) -> str:

@@ -1,178 +1,223 @@
-"""A unit's way to its final name: write, read back, hash, receipt, rename."""
+"""A unit's way to its final name: staged, stamped, receipt last, published in one step.
+
+A folder is published by one rename, an object store by one conditional put of the receipt.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
-import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store import zarr_records
+from pipeline.faults import fault_point
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.receipts import FileStamp, Receipt, file_sha256, read_receipt, write_receipt
-from stages.protocols import ArrayField, Arrays, BadSample
+from pipeline.store.places import LocalPlace, ObjectPlace, sync_folder, sync_tree
+from pipeline.store.receipts import Receipt, file_sha256, stamp_files
+from stages.protocols import BadSample
 
-RECORDS, RECEIPT, ERRORS = "records.zarr", "receipt.json", "errors.parquet"
-UNITS, ATTEMPTS, QUARANTINE = "units", ".attempt", "quarantine"
+RECEIPT, ERRORS = "receipt.json", "errors.parquet"
+UNITS, QUARANTINE = "units", "quarantine"
 
 
-def unit_name(shard_stem: str, shard_sha256: str) -> str:
-    """Returns the unit's folder name: readable, and unique to the shard's content.
+def unit_name(shard_name: str) -> str:
+    """Returns the unit's folder name: readable, and unique to the shard's name.
 
     Letters, digits, `.`, `_`, `-` of the stem are kept; it never holds a path separator.
     """
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in shard_stem)[:80]
-    return f"{safe.lstrip('.') or 'shard'}-{shard_sha256[:12]}"
+    stem = shard_name.removesuffix(".tar")
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem)[:80]
+    digest = hashlib.sha256(shard_name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{safe.lstrip('.') or 'shard'}-{digest[:8]}"
 
 
-def commit_unit(
-    cache: Path,
-    name: str,
+def write_errors(staged: Path, bad: Sequence[BadSample]) -> None:
+    """Writes errors.parquet into a staged unit, if there is anything to say."""
+    if bad:
+        table = pa.Table.from_pylist([asdict(row) for row in bad])
+        pq.write_table(table, staged / ERRORS, write_page_checksum=True)
+
+
+def seal(
+    staged: Path,
     *,
-    arrays: Arrays,
-    fields: Mapping[str, ArrayField],
+    unit: str,
+    run_id: str,
+    n_ok: int,
     bad: Sequence[BadSample],
-    facts: Mapping[str, object],
+    input: Mapping[str, Any],
+    damage: str | None,
 ) -> Receipt:
-    """Publishes one unit; returns its receipt. An equal unit that is there already is kept.
-
-    Args:
-        facts: `run_id`, `input` and `seconds` of the receipt.
-
-    Raises:
-        DamagedUnitError: what was written does not read back as `arrays`.
-        OSError: disk full and the like; nothing is left under the final name.
-    """
-    attempt = cache / ATTEMPTS / f"{name}.{uuid.uuid4().hex}"
-    attempt.mkdir(parents=True)
-    try:
-        zarr_records.write(attempt / RECORDS, arrays, fields)
-        _check_read_back(attempt / RECORDS, arrays, fields)
-        if bad:
-            table = pa.Table.from_pylist([asdict(row) for row in bad])
-            pq.write_table(table, attempt / ERRORS, write_page_checksum=True)
-        receipt = _receipt(attempt, name, arrays, bad, facts)
-        write_receipt(attempt / RECEIPT, receipt)
-        _sync_tree(attempt)
-        return _publish(cache, attempt, name, receipt)
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
-
-
-def _receipt(
-    attempt: Path,
-    name: str,
-    arrays: Arrays,
-    bad: Sequence[BadSample],
-    facts: Mapping[str, object],
-) -> Receipt:
+    """Returns the receipt of a staged unit: every file stamped, every sample accounted for."""
     reasons: dict[str, int] = {}
     for row in bad:
         reasons[row.reason] = reasons.get(row.reason, 0) + 1
-    n_ok = len(arrays["key"])
-    return Receipt.from_json(
-        {
-            "unit": name,
-            "n_in": n_ok + len(bad),
-            "n_ok": n_ok,
-            "n_bad": len(bad),
-            "reasons": dict(sorted(reasons.items())),
-            "files": {
-                path.relative_to(attempt).as_posix(): asdict(
-                    FileStamp(size=path.stat().st_size, sha256=file_sha256(path))
-                )
-                for path in sorted(attempt.rglob("*"))
-                if path.is_file()
-            },
-            "host": socket.gethostname(),
-            **facts,
-        }
+    return Receipt(
+        unit=unit,
+        run_id=run_id,
+        n_in=n_ok + len(bad),
+        n_ok=n_ok,
+        n_bad=len(bad),
+        reasons=dict(sorted(reasons.items())),
+        damage=damage,
+        files=stamp_files(staged),
+        input=dict(input),
     )
 
 
-def _check_read_back(folder: Path, arrays: Arrays, fields: Mapping[str, ArrayField]) -> None:
-    stored = zarr_records.read(folder)
-    for name in fields:
-        same = np.array_equal(
-            stored[name], arrays[name], equal_nan=np.issubdtype(arrays[name].dtype, np.floating)
-        )
-        if not same:
-            raise DamagedUnitError(f"{folder}: array {name!r} does not read back as written")
+def publish(place: LocalPlace | ObjectPlace, staged: Path, receipt: Receipt) -> Receipt:
+    """Puts a sealed unit under its final name; returns the receipt that stands there then.
+
+    An equal or complete unit that is there already stays; a damaged one goes to quarantine.
+
+    Raises:
+        DamagedUnitError: another process keeps putting a damaged unit there.
+        OSError: disk full and the like; nothing is left under the final name.
+    """
+    if isinstance(place, LocalPlace):
+        return _publish_folder(place, staged, receipt)
+    return _publish_objects(place, staged, receipt)
 
 
-def _publish(cache: Path, attempt: Path, name: str, receipt: Receipt) -> Receipt:
-    units = cache / UNITS
+def _publish_folder(place: LocalPlace, staged: Path, receipt: Receipt) -> Receipt:
+    (staged / RECEIPT).write_bytes(receipt.to_bytes())
+    fault_point("after_receipt", receipt.unit)
+    sync_tree(staged)
+    units = place.path / UNITS
     units.mkdir(exist_ok=True)
-    target = units / name
+    target = units / receipt.unit
+    fault_point("before_rename", receipt.unit)
     # Two tries: the first may meet a damaged unit, which goes to quarantine.
     for _ in range(2):
         try:
-            os.rename(attempt, target)
+            os.rename(staged, target)
         except OSError:
             if not target.exists():
                 raise
-            present = check_unit(target, run_id=receipt.run_id)
+            present = sound_receipt(place, receipt.unit, run_id=receipt.run_id)
             if present is not None:
                 return present
-            quarantine = cache / QUARANTINE
-            quarantine.mkdir(exist_ok=True)
-            os.rename(target, quarantine / f"{name}.{uuid.uuid4().hex}")
+            quarantine(place, receipt.unit)
             continue
-        _sync_folder(units)
+        sync_folder(units)
+        fault_point("after_rename", receipt.unit)
         return receipt
     raise DamagedUnitError(f"{target}: another process keeps putting a damaged unit there")
 
 
-def check_unit(folder: Path, *, run_id: str, deep: bool = False) -> Receipt | None:
-    """Returns the receipt of a complete unit of this run, or None if it is not one.
-
-    Complete = receipt readable, run id equal, every file there with its size (and, `deep`, sha256).
-    """
-    return (
-        None if unit_problem(folder, run_id=run_id, deep=deep) else read_receipt(folder / RECEIPT)
+def _publish_objects(place: ObjectPlace, staged: Path, receipt: Receipt) -> Receipt:
+    """The files' keys name their content, so two attempts cannot tear each other's files."""
+    content = hashlib.sha256(receipt.to_bytes()).hexdigest()[:16]
+    folder = f"data-{content}"
+    receipt = replace(
+        receipt, files={f"{folder}/{name}": stamp for name, stamp in receipt.files.items()}
+    )
+    unit = f"{UNITS}/{receipt.unit}"
+    place.upload(staged, f"{unit}/{folder}")
+    fault_point("after_receipt", receipt.unit)
+    sizes = place.sizes(unit)
+    short = [name for name, stamp in receipt.files.items() if sizes.get(name) != stamp.size]
+    if short:
+        raise OSError(f"{place.url}/{unit}/{short[0]} is not there after its upload")
+    fault_point("before_rename", receipt.unit)
+    for _ in range(2):
+        if place.create(f"{unit}/{RECEIPT}", receipt.to_bytes()):
+            fault_point("after_rename", receipt.unit)
+            return receipt
+        present = sound_receipt(place, receipt.unit, run_id=receipt.run_id)
+        if present is not None:
+            return present
+        quarantine(place, receipt.unit)
+    raise DamagedUnitError(
+        f"{place.url}/{unit}: another process keeps putting a damaged unit there"
     )
 
 
-def unit_problem(folder: Path, *, run_id: str, deep: bool = False) -> str | None:
-    """Returns what is wrong with the unit in `folder` in one line, or None if it is complete."""
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """What is under a unit's name."""
+
+    receipt: Receipt | None
+    problem: str | None
+    """Why it is no complete unit of the run; None if it is one."""
+    strays: tuple[str, ...] = ()
+    """Files that the receipt does not know."""
+
+
+def sound_receipt(place: LocalPlace | ObjectPlace, unit: str, *, run_id: str) -> Receipt | None:
+    """Returns the receipt of a unit of this run whose files are what it says, or None."""
+    data = place.read_many([f"{UNITS}/{unit}/{RECEIPT}"])
+    content = next(iter(data.values()), None)
+    state = parse_unit(content, place.sizes(f"{UNITS}/{unit}"), run_id=run_id)
+    if state.problem is not None or state.receipt is None:
+        return None
+    return state.receipt if damaged_file(place, state.receipt) is None else None
+
+
+def damaged_file(place: LocalPlace | ObjectPlace, receipt: Receipt) -> str | None:
+    """Returns the first file of a unit whose sha256 is not the receipt's, or None."""
+    for name, stamp in receipt.files.items():
+        try:
+            with place.local_copy(f"{UNITS}/{receipt.unit}/{name}") as path:
+                if file_sha256(path) != stamp.sha256:
+                    return name
+        except FileNotFoundError:
+            return name
+    return None
+
+
+def quarantine(place: LocalPlace | ObjectPlace, unit: str) -> None:
+    """Takes a unit away from the readers, so that the next run makes it anew.
+
+    A folder is moved to quarantine/. Of objects only the receipt is: their files are named by what
+    they should hold, and the next attempt writes them again.
+    """
+    name = f"{unit}.{uuid.uuid4().hex}"
+    if isinstance(place, LocalPlace):
+        (place.path / QUARANTINE).mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another attempt has moved it already
+            os.rename(place.path / UNITS / unit, place.path / QUARANTINE / name)
+        return
+    receipt = f"{UNITS}/{unit}/{RECEIPT}"
+    for content in place.read_many([receipt]).values():
+        place.replace(f"{QUARANTINE}/{name}.json", content)
+    place.remove(receipt)
+
+
+def parse_unit(content: bytes | None, sizes: Mapping[str, int], *, run_id: str) -> UnitState:
+    """Returns the state of a unit.
+
+    Complete = receipt readable, run id equal, n_in = n_ok + n_bad, every file there with its size.
+
+    Args:
+        content: of its receipt; None if there is none.
+        sizes: bytes of the files that are there, by name relative to the unit.
+    """
+    if content is None:
+        return UnitState(None, f"{RECEIPT} is missing")
     try:
-        receipt = read_receipt(folder / RECEIPT)
-    except (OSError, ValueError) as error:
-        return f"receipt unreadable: {error}"
+        receipt = Receipt.parse(content)
+    except ValueError as error:
+        return UnitState(None, f"{RECEIPT} is unreadable: {error}")
+    strays = tuple(sorted(set(sizes) - set(receipt.files) - {RECEIPT}))
+    return UnitState(receipt, _problem(receipt, sizes, run_id), strays)
+
+
+def _problem(receipt: Receipt, sizes: Mapping[str, int], run_id: str) -> str | None:
     if receipt.run_id != run_id:
         return f"written by run {receipt.run_id}, not {run_id}"
     if receipt.n_in != receipt.n_ok + receipt.n_bad:
         return f"{receipt.n_in} samples in, but {receipt.n_ok} ok + {receipt.n_bad} bad"
-    for relative, stamp in receipt.files.items():
-        path = folder / relative
-        if not path.is_file():
-            return f"{relative} is missing"
-        if path.stat().st_size != stamp.size:
-            return f"{relative} has {path.stat().st_size} bytes, not {stamp.size}"
-        if deep and file_sha256(path) != stamp.sha256:
-            return f"{relative} has another sha256 than its receipt says"
+    for name, stamp in receipt.files.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != stamp.size:
+            return f"{name} has {sizes[name]} bytes, not {stamp.size}"
     return None
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync_folder(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,73 +1,221 @@
-"""Records as a Zarr v3 group: one Zarr shard an array, zstd and crc32c on every chunk."""
+"""Records as a Zarr v3 group: sharded arrays, a crc32c on every chunk, plain for any reader."""
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import Delta
 from zarr.errors import ZarrUserWarning
 
+from pipeline.store import raw_chunks
 from pipeline.store.errors import DamagedUnitError
+from pipeline.store.fields import field_of, plain_field
 from stages.protocols import ArrayField, Arrays
 
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 16384
+_CHUNK_BYTES = 4 << 20
+_SHARD_CHUNKS = 16
+"""A Zarr shard (one file) is at most so many chunks: that much is held in memory while writing."""
+_FIELDS = "fields"
+"""Attribute of the group: what the arrays are, for conversion and for readers."""
 
 
-def write(folder: Path, arrays: Arrays, fields: Mapping[str, ArrayField]) -> None:
-    """Writes `arrays` (first axis N, of `fields`' dtypes and shapes) into a new group `folder`.
+class Writer:
+    """Writes rows as they come; what lies there at the end is a function of the rows alone."""
 
-    The same arrays give the same bytes.
+    def __init__(self, path: Path, fields: Mapping[str, ArrayField]) -> None:
+        self.fields = fields
+        with _quiet():
+            self._group = zarr.open_group(path, mode="w-", zarr_format=3)
+            self._group.attrs[_FIELDS] = {
+                name: plain_field(field) for name, field in fields.items()
+            }
+        self._arrays = {name: _GrowingArray(self._group, name, f) for name, f in fields.items()}
+
+    def append(self, rows: Arrays) -> None:
+        """Adds some rows.
+
+        Raises:
+            ValueError: an array has another shape than its field says.
+        """
+        for name, field in self.fields.items():
+            expected = (len(rows["key"]), *field.shape)
+            if rows[name].shape != expected:
+                raise ValueError(f"array {name!r} must be {expected}; got {rows[name].shape}")
+            self._arrays[name].append(rows[name])
+
+    def close(self) -> None:
+        """Writes what is left."""
+        for array in self._arrays.values():
+            array.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+
+class _GrowingArray:
+    """One array: rows are held until they fill a Zarr shard, so that each is written once."""
+
+    def __init__(self, group: zarr.Group, name: str, field: ArrayField) -> None:
+        self.group, self.name, self.field = group, name, field
+        row = int(np.prod(field.shape)) * (
+            16 if _is_text(field) else np.dtype(field.dtype).itemsize
+        )
+        self.chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(row, 1)))
+        self.shard_rows = self.chunk_rows * _SHARD_CHUNKS
+        self.held: list[NDArray[Any]] = []
+        self.num_held = 0
+        self.array: zarr.Array | None = None
+
+    def append(self, values: NDArray[Any]) -> None:
+        self.held.append(values)
+        self.num_held += len(values)
+        while self.num_held > self.shard_rows:
+            whole = np.concatenate(self.held)
+            self._write(whole[: self.shard_rows])
+            self.held = [whole[self.shard_rows :].copy()]
+            self.num_held = len(self.held[0])
+
+    def close(self) -> None:
+        dtype = object if _is_text(self.field) else self.field.dtype
+        empty = np.empty((0, *self.field.shape), dtype=dtype)
+        self._write(np.concatenate([empty, *self.held]))
+
+    def _write(self, values: NDArray[Any]) -> None:
+        with _quiet():
+            if self.array is None:
+                self.array = self._create(len(values))
+            start = self.array.shape[0]
+            self.array.resize((start + len(values), *self.field.shape))
+            if len(values):
+                self.array[start:] = (
+                    values.astype(object)
+                    if _is_text(self.field)
+                    else values.astype(self.field.dtype, copy=False)
+                )
+
+    def _create(self, first: int) -> zarr.Array:
+        """Few rows make one small chunk: raw chunks are not padded to megabytes then."""
+        field = self.field
+        chunks = -(-max(first, 1) // self.chunk_rows)
+        rows = -(-max(first, 1) // chunks)
+        compressors = [Crc32cCodec()] if field.raw else [ZstdCodec(level=3), Crc32cCodec()]
+        return self.group.create_array(
+            self.name,
+            shape=(0, *field.shape),
+            dtype=str if _is_text(field) else field.dtype,
+            chunks=(rows, *field.shape),
+            shards=(rows * chunks, *field.shape),
+            filters=[Delta(dtype=np.dtype(field.dtype).str)] if field.delta else None,
+            compressors=compressors,
+            fill_value=field.fill,
+            # Zarr would leave out a chunk of fill values; here a file that is not there is damage.
+            config={"write_empty_chunks": True},
+        )
+
+
+def read(path: Path, names: Collection[str] | None = None) -> Arrays:
+    """Returns whole arrays; keys as objects.
+
+    Args:
+        names: only these; all if omitted.
+
+    Raises:
+        DamagedUnitError: the group or a chunk is unreadable, missing, or fails its checksum.
     """
+    with _damage(path):
+        return {name: _read_rows(path, array, None) for name, array in _open(path, names)}
+
+
+def read_blocks(path: Path, names: Collection[str] | None = None) -> Iterator[Arrays]:
+    """Yields the rows in their order, as many at a time as a chunk of the largest array holds.
+
+    Raises:
+        DamagedUnitError: as `read`, or arrays of different lengths.
+    """
+    with _damage(path):
+        arrays = _open(path, names)
+        lengths = {name: array.shape[0] for name, array in arrays}
+        if len(set(lengths.values())) > 1:
+            raise DamagedUnitError(f"{path}: arrays of different lengths {lengths}")
+        total = next(iter(lengths.values()), 0)
+        step = min((array.chunks[0] for _, array in arrays), default=1)
+        small = {n: _read_rows(path, a, None) for n, a in arrays if a.chunks[0] >= total}
+        for start in range(0, total, step):
+            rows = slice(start, min(start + step, total))
+            yield {
+                name: small[name][rows] if name in small else _read_rows(path, array, rows)
+                for name, array in arrays
+            }
+
+
+def read_fields(path: Path) -> dict[str, ArrayField]:
+    """Returns what the arrays are, as they were written.
+
+    Raises:
+        DamagedUnitError: the group is unreadable.
+    """
+    with _damage(path):
+        stored = json.loads((path / "zarr.json").read_text())["attributes"][_FIELDS]
+        return {name: field_of(values) for name, values in stored.items()}
+
+
+def _open(path: Path, names: Collection[str] | None) -> list[tuple[str, zarr.Array]]:
+    with _quiet():
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        wanted = names if names is not None else read_fields(path)
+        members = dict(group.arrays())
+        return [(name, members[name]) for name in wanted if name in members]
+
+
+def _read_rows(path: Path, array: zarr.Array, rows: slice | None) -> NDArray[Any]:
+    """Reads some rows of an array, or all.
+
+    Zarr takes a missing or empty file for one that was never written and returns fill values; so
+    presence is checked first.
+    """
+    folder = path / array.basename
+    raw_chunks.check_present(folder, array)
+    if raw_chunks.is_raw(array):
+        return raw_chunks.read_rows(folder, array, rows)
+    with _quiet():
+        values = np.asarray(array[:] if rows is None else array[rows])
+    return values.astype(object) if values.dtype.kind in "TU" else values
+
+
+def _is_text(field: ArrayField) -> bool:
+    return field.dtype == "string"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # numcodecs' Delta and variable-length strings are not in the Zarr v3 core specification;
         # both are read by every Zarr-Python since 3.1.
         warnings.simplefilter("ignore", ZarrUserWarning)
         warnings.filterwarnings("ignore", message=".*(Zarr V?3|Zarr format 3).*")
-        group = zarr.open_group(folder, mode="w-", zarr_format=3)
-        for name, field in fields.items():
-            _write_array(group, name, arrays[name], field)
+        yield
 
 
-def _write_array(
-    group: zarr.Group, name: str, values: np.ndarray[Any, Any], field: ArrayField
-) -> None:
-    shape = (len(values), *field.shape)
-    if values.shape != shape:
-        raise ValueError(f"array {name!r} must be {shape}; got {values.shape}")
-    rows = max(1, min(_CHUNK_ROWS, len(values)))
-    shard_rows = -(-max(1, len(values)) // rows) * rows
-    text = field.dtype == "string"
-    array = group.create_array(
-        name,
-        shape=shape,
-        dtype=str if text else field.dtype,
-        chunks=(rows, *field.shape),
-        shards=(shard_rows, *field.shape),
-        filters=[Delta(dtype=np.dtype(field.dtype).str)] if field.delta else None,
-        compressors=[ZstdCodec(level=3), Crc32cCodec()],
-        fill_value=field.fill,
-    )
-    if len(values):
-        array[:] = values.astype(object) if text else values.astype(field.dtype)
-
-
-def read(folder: Path) -> Arrays:
-    """Returns every array of the group as NumPy arrays.
-
-    Raises:
-        DamagedUnitError: the group or a chunk is unreadable, or fails its checksum.
-    """
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            warnings.filterwarnings("ignore", message=".*(Zarr V?3|Zarr format 3).*")
-            group = zarr.open_group(folder, mode="r", zarr_format=3)
-            return {name: np.asarray(array[:]) for name, array in group.arrays()}
+        yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DamagedUnitError(f"{folder}: unreadable records: {error}") from error
+        if isinstance(error, DamagedUnitError):
+            raise
+        text = " ".join(str(error).split())
+        raise DamagedUnitError(f"{path}: unreadable records: {text}") from error

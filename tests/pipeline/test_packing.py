@@ -6,13 +6,17 @@ import webdataset
 
 from ltrp_core.errors import RequestError
 from pipeline import run_stage
+from pipeline.inputs.shards import TarShard
 from pipeline.packing import find_images
 from pipeline.progress import JsonLineProgress
-from pipeline.shards import Shard, read_members
 from pipeline.store.errors import RunMismatchError
 from stages.pack import PackConfig
 
 CONFIG = PackConfig(shard_size=5)
+
+
+def members(path):
+    return TarShard(str(path), path.stat().st_size).open()
 
 
 def pack(folder, out, config=CONFIG):
@@ -26,12 +30,8 @@ def contents(out):
 def test_every_image_is_packed_once_with_its_bytes_and_class(photo_folder, photographs, tmp_path):
     summary = pack(photo_folder, tmp_path / "out")
     assert (summary.done, summary.n_ok) == (3, 12)
-    members = [
-        m
-        for name in contents(tmp_path / "out")
-        for m in read_members(Shard(str(tmp_path / "out" / name)))
-    ]
-    assert {m.key: m.data for m in members} == {
+    packed = [m for name in contents(tmp_path / "out") for m in members(tmp_path / "out" / name)]
+    assert {m.key: m.data for m in packed} == {
         f"{name.split('_')[0]}/{name}": content for name, content in photographs.items()
     }
     assert (tmp_path / "out" / "classes.txt").read_text().split() == ["astronaut", "cat", "coffee"]
@@ -87,9 +87,9 @@ def test_keys_survive_the_way_through_a_tar(tmp_path, photographs):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     pack(folder, tmp_path / "out", PackConfig())
-    members = list(read_members(Shard(str(tmp_path / "out" / "images-0000.tar"))))
-    assert sorted(m.key for m in members) == sorted(f.key for f in find_images(folder)[0])
-    assert np.all([m.data == content for m in members])
+    packed = list(members(tmp_path / "out" / "images-0000.tar"))
+    assert sorted(m.key for m in packed) == sorted(f.key for f in find_images(folder)[0])
+    assert np.all([m.data == content for m in packed])
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

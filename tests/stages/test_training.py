@@ -11,10 +11,10 @@ from ltrp_core import mae as mae_module
 from ltrp_core.errors import CheckpointError
 from pipeline import training_folder
 from pipeline.image_stream import ShardImages
+from pipeline.inputs import find_shards
 from pipeline.progress import JsonLineProgress
 from pipeline.record_stream import CachedRecords
 from pipeline.run_stage import run_score
-from pipeline.shards import find_shards
 from pipeline.store import open_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.training_folder import DiskTrainingFolder
@@ -71,7 +71,7 @@ def train(shards, small_mae, tmp_path):
     found = find_shards([str(shards)])
     config = ScoreConfig(mae=str(small_mae), views=2, partitions=2)
     run_score(config, found, tmp_path / "cache", InProcessPool(), QUIET)
-    records = CachedRecords(open_cache(tmp_path / "cache"), found, QUIET)
+    records = CachedRecords(open_cache(tmp_path / "cache"), found)
 
     def start(out, progress=QUIET, **changes):
         options = {"ranker": "vit_tiny", "epochs": 4, "batch_size": 7, "base_lr": 0.02} | changes

@@ -10,39 +10,71 @@ from pipeline.store import open_cache
 from pipeline.store.cache import create_cache
 from pipeline.store.errors import DamagedUnitError, LockedError, RunMismatchError
 from pipeline.store.lock import folder_lock
-from pipeline.store.units import UNITS, commit_unit, unit_name
+from pipeline.store.manifest import UnitRow
+from pipeline.store.record_checks import RowDigests, check_records
+from pipeline.store.record_forms import FORMS
+from pipeline.store.units import UNITS, publish, seal, unit_name, write_errors
 from pipeline.store.verify import problems
 from stages.protocols import ArrayField, BadSample
 
 FIELDS = {
     "key": ArrayField(dtype="string", shape=(), fill=""),
-    "visible": ArrayField(dtype="uint8", shape=(2, 3), fill=255, delta=True),
+    "visible": ArrayField(
+        dtype="uint8", shape=(2, 3), fill=255, delta=True, high=196, ascending=True
+    ),
     "score": ArrayField(dtype="float16", shape=(2, 3), fill=float("nan")),
 }
 
 
 def arrays(count=10, seed=0):
     rng = np.random.default_rng(seed)
+    visible = [[rng.choice(196, 3, replace=False) for _ in range(2)] for _ in range(count)]
     return {
         "key": np.array([f"k{i}" for i in range(count)], dtype=object),
-        "visible": rng.integers(0, 196, (count, 2, 3)).astype(np.uint8),
+        "visible": np.sort(np.array(visible).reshape(count, 2, 3)).astype(np.uint8),
         "score": rng.random((count, 2, 3)).astype(np.float16),
     }
 
 
 def commit(cache, name="unit-a", values=None, bad=()):
-    facts = {
-        "run_id": cache.run_id,
-        "input": {"name": f"{name}.tar", "size": 1, "sha256": "0" * 64},
-        "seconds": 1.0,
-    }
+    """What a worker does with the rows of one shard."""
     values = values if values is not None else arrays()
-    return commit_unit(cache.path, name, arrays=values, fields=FIELDS, bad=list(bad), facts=facts)
+    form = FORMS[cache.identity["store"]]
+    digests = RowDigests(FIELDS)
+    with cache.place.staging(name) as staged:
+        with form.writer(staged / form.file, FIELDS) as writer:
+            digests.update(values)
+            writer.append(values)
+        check_records(staged / form.file, FIELDS, digests)
+        write_errors(staged, list(bad))
+        receipt = seal(
+            staged,
+            unit=name,
+            run_id=cache.run_id,
+            n_ok=len(values["key"]),
+            bad=list(bad),
+            input={"name": f"{name}.tar", "size": 1, "sha256": "0" * 64},
+            damage=None,
+        )
+        receipt = publish(cache.place, staged, receipt)
+    cache.refresh()
+    cache.write_manifest()
+    return receipt
+
+
+@pytest.fixture(params=["zarr", "webdataset"])
+def store(request):
+    return request.param
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return create_cache(tmp_path / "cache", "score", {"seed": 0, "mask_ratio": 0.9})
+def cache(tmp_path, store):
+    identity = {"seed": 0, "mask_ratio": 0.9, "views": 2, "first_view": 0, "store": store}
+    return create_cache(tmp_path / "cache", "score", identity)
+
+
+def folder(cache):
+    return cache.place.path
 
 
 def test_a_committed_unit_reads_back_and_obeys_the_conservation_law(cache):
@@ -50,33 +82,34 @@ def test_a_committed_unit_reads_back_and_obeys_the_conservation_law(cache):
     receipt = commit(cache, bad=bad)
     assert (receipt.n_in, receipt.n_ok, receipt.n_bad) == (11, 10, 1)
     assert receipt.reasons == {"truncated": 1}
-    opened = open_cache(cache.path)
+    opened = open_cache(cache.url)
     assert opened.units == ["unit-a"]
     stored = opened.read("unit-a")
     for name, values in arrays().items():
         assert np.array_equal(stored[name], values)
-    assert not list((cache.path / ".attempt").iterdir())
+    assert not list((folder(cache) / ".attempt").iterdir())
     assert list(problems(opened, deep=True)) == []
 
 
+@pytest.mark.parametrize("store", ["zarr"], indirect=True)
 def test_any_zarr_reader_sees_plain_indices(cache):
     commit(cache)
-    group = zarr.open_group(cache.path / UNITS / "unit-a" / "records.zarr", mode="r")
+    group = zarr.open_group(folder(cache) / UNITS / "unit-a" / "records.zarr", mode="r")
     assert np.array_equal(group["visible"][:], arrays()["visible"])
 
 
 def test_a_unit_without_a_good_sample_commits_and_reads(cache):
     bad = [BadSample("k", 0, "empty", "no bytes")]
     assert commit(cache, values=arrays(0), bad=bad).n_ok == 0
-    assert open_cache(cache.path).read("unit-a")["score"].shape == (0, 2, 3)
+    assert open_cache(cache.url).read("unit-a")["score"].shape == (0, 2, 3)
 
 
 def test_writing_twice_gives_the_same_bytes_and_keeps_the_first(cache):
     first = commit(cache)
-    stamp = (cache.path / UNITS / "unit-a" / "receipt.json").stat().st_mtime_ns
+    stamp = (folder(cache) / UNITS / "unit-a" / "receipt.json").stat().st_mtime_ns
     second = commit(cache)
     assert first.files == second.files
-    assert (cache.path / UNITS / "unit-a" / "receipt.json").stat().st_mtime_ns == stamp
+    assert (folder(cache) / UNITS / "unit-a" / "receipt.json").stat().st_mtime_ns == stamp
 
 
 DAMAGES = {
@@ -97,31 +130,46 @@ def flip(raw, at):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_and_the_next_commit_puts_it_right(cache, damage):
     receipt = commit(cache)
-    shard = next(name for name in receipt.files if name.startswith("records.zarr/score/c/"))
-    DAMAGES[damage](cache.path / UNITS / "unit-a" / shard)
-    opened = open_cache(cache.path)
-    faults = list(problems(opened, deep=True))
-    assert len(faults) == 1
-    assert faults[0].startswith("unit-a: ")
-    if opened.units:
+    file = next(name for name in receipt.files if "score/c/" in name or name.endswith(".tar"))
+    DAMAGES[damage](folder(cache) / UNITS / "unit-a" / file)
+    opened = open_cache(cache.url)
+    (fault,) = problems(opened, deep=True)
+    assert fault.unit == "unit-a"
+    if opened.units and opened.identity["store"] == "zarr":
         with pytest.raises(DamagedUnitError):
             opened.read("unit-a")
-    else:
-        commit(cache)
-        assert open_cache(cache.path).units == ["unit-a"]
-        assert "quarantine" in next(iter(problems(open_cache(cache.path))))
+    commit(cache)
+    whole = open_cache(cache.url)
+    assert np.array_equal(whole.read("unit-a")["score"], arrays()["score"])
+    (left,) = problems(whole, deep=True)
+    assert "in quarantine" in left.what
+
+
+def test_what_does_not_belong_is_reported_and_never_read(cache):
+    commit(cache)
+    (folder(cache) / "notes.txt").write_text("mine")
+    (folder(cache) / UNITS / "unit-a" / "score.c.0.partial").write_bytes(b"half")
+    (folder(cache) / UNITS / "loose.txt").write_text("?")
+    (folder(cache) / ".attempt" / "unit-b.123").mkdir(parents=True)
+    found = [fault.what for fault in problems(open_cache(cache.url))]
+    assert len(found) == 4
+    assert "loose.txt: receipt.json is missing" in found
+    assert "unit-a: stray file score.c.0.partial, delete it" in found
+    assert any(line.startswith("notes.txt: stray") for line in found)
+    assert any(line.startswith(".attempt/unit-b.123") for line in found)
+    assert open_cache(cache.url).units == ["unit-a"]
 
 
 def test_a_unit_without_receipt_or_of_another_run_is_not_there(cache):
     commit(cache)
-    path = cache.path / UNITS / "unit-a" / "receipt.json"
+    path = folder(cache) / UNITS / "unit-a" / "receipt.json"
     receipt = json.loads(path.read_text())
     path.write_text(json.dumps({**receipt, "run_id": "other"}))
-    assert open_cache(cache.path).units == []
+    assert open_cache(cache.url).units == []
     path.write_text("{}")
-    assert open_cache(cache.path).units == []
+    assert open_cache(cache.url).units == []
     path.unlink()
-    assert open_cache(cache.path).units == []
+    assert open_cache(cache.url).units == []
 
 
 def test_two_commits_of_one_unit_at_once_leave_one(cache):
@@ -130,7 +178,7 @@ def test_two_commits_of_one_unit_at_once_leave_one(cache):
     def work():
         barrier.wait()
         try:
-            receipts.append(commit(cache))
+            receipts.append(commit(open_cache(cache.url)))
         except Exception as error:
             errors.append(error)
 
@@ -140,15 +188,17 @@ def test_two_commits_of_one_unit_at_once_leave_one(cache):
     for thread in threads:
         thread.join()
     assert errors == []
-    assert len({json.dumps(sorted(r.files)) for r in receipts}) == 1
-    assert open_cache(cache.path).units == ["unit-a"]
-    assert list(problems(open_cache(cache.path), deep=True)) == []
+    assert all(receipt == receipts[0] for receipt in receipts)
+    assert open_cache(cache.url).units == ["unit-a"]
+    assert list(problems(open_cache(cache.url), deep=True)) == []
 
 
 def test_another_run_is_refused_with_the_difference(cache):
+    options = {name: cache.identity[name] for name in reversed(cache.identity)}
+    options.pop("schema"), options.pop("stage")
     with pytest.raises(RunMismatchError, match=r"mask_ratio: 0\.9 there, 0\.8 asked"):
-        create_cache(cache.path, "score", {"seed": 0, "mask_ratio": 0.8})
-    assert create_cache(cache.path, "score", {"mask_ratio": 0.9, "seed": 0}).run_id == cache.run_id
+        create_cache(cache.url, "score", {**options, "mask_ratio": 0.8})
+    assert create_cache(cache.url, "score", options).run_id == cache.run_id
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -173,12 +223,23 @@ def test_the_manifest_is_a_function_of_the_receipts(cache):
     commit(cache, "unit-b")
     commit(cache, "unit-a")
     cache.write_manifest()
-    first = (cache.path / "manifest.parquet").read_bytes()
-    open_cache(cache.path).write_manifest()
-    assert (cache.path / "manifest.parquet").read_bytes() == first
+    first = (folder(cache) / "manifest.parquet").read_bytes()
+    open_cache(cache.url).write_manifest()
+    assert (folder(cache) / "manifest.parquet").read_bytes() == first
 
 
-def test_unit_names_hold_no_path():
-    assert "/" not in unit_name("../../etc/passwd", "ab" * 32)
-    assert unit_name("..", "ab" * 32) == "shard-abababababab"
-    assert unit_name("train-0001", "ab" * 32) == "train-0001-abababababab"
+def test_the_manifest_is_a_table_of_the_receipts(cache):
+    commit(cache, bad=[BadSample("k99", 512, "truncated", "OSError: cut")])
+    (row,) = open_cache(cache.url).manifest.to_pylist()
+    assert (row["unit"], row["shard"], row["n_in"]) == ("unit-a", "unit-a.tar", 11)
+    assert json.loads(row["reasons"]) == {"truncated": 1}
+    assert UnitRow(**row) == open_cache(cache.url).rows["unit-a"]
+
+
+def test_unit_names_hold_no_path_and_differ_where_shards_do():
+    assert "/" not in unit_name("../../etc/passwd")
+    assert unit_name("..").startswith("shard-")
+    assert unit_name("train-0001.tar").startswith("train-0001-")
+    assert unit_name("a b.tar") != unit_name("a_b.tar")
+    assert unit_name("train.tar") != unit_name("train")
+    assert len(unit_name("x" * 400)) < 100

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from pipeline.images import ImageError, decode_image
+from pipeline.inputs.images import ImageError, decode_image
 
 CAT = data.chelsea()[:60, :80]
 

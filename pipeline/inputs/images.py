@@ -16,6 +16,11 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
 MAX_PIXELS = 64_000_000
+# Not by `catch_warnings` around each image: that is not safe on several threads. The size is
+# checked by MAX_PIXELS, and what an odd header means for the pixels is decided by decoding them.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 _FAILURES = (OSError, SyntaxError, ValueError, MemoryError, struct.error, EOFError, OverflowError)
 
 
@@ -41,22 +46,27 @@ def decode_image(
     if not data:
         raise ImageError("empty", "the member has no bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        "too_large", f"{width} x {height} px, more than {max_pixels} px"
-                    )
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError("too_large", f"{width} x {height} px, more than {max_pixels} px")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
     except UnidentifiedImageError as error:
         raise ImageError("unidentified", f"no image of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except _FAILURES as error:
         raise ImageError("truncated", f"{type(error).__name__}: {error}") from error
+
+
+def decoded_bytes(data: bytes) -> int:
+    """Returns what an image will take in memory, by its header; a guess where that is broken."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return 3 * min(image.size[0] * image.size[1], MAX_PIXELS)
+    except (*_FAILURES, Image.DecompressionBombError):
+        return 10 * len(data)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,0 +1,194 @@
+"""From the bytes of a shard to samples: decoding on threads, ahead of the model, in order."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+from pipeline.inputs.images import ImageError, decode_image, decoded_bytes
+from pipeline.inputs.shards import Member, OnDamage, Shard
+from stages.protocols import BadSample, Sample
+
+T = TypeVar("T")
+
+_MEGABYTES_AHEAD = 256
+"""Of encoded and decoded images that may wait for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded(Generic[T]):
+    value: T | None
+    bad: BadSample | None
+    seconds: float
+
+
+class SampleStream(Generic[T]):
+    """Iterates over `prepare(sample)` of every image of a shard that decodes, in the shard's order.
+
+    The result does not depend on `threads`. When the iteration has ended `bad`, `identity`,
+    `damage` and `seconds` are complete. Closing it early ends its threads.
+
+    Raises (on iteration):
+        DamagedShardError, OSError: as the shard's reader.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        *,
+        on_damage: OnDamage = "strict",
+        prepare: Callable[[Sample], T],
+        threads: int = 0,
+        megabytes_ahead: int = _MEGABYTES_AHEAD,
+    ) -> None:
+        self._reader = shard.open(on_damage)
+        self._prepare = prepare
+        self._threads = threads
+        self._bytes_ahead = megabytes_ahead << 20
+        self._ended = threading.Event()
+        self._bad: list[BadSample] = []
+        self.seconds = {"read": 0.0, "decode": 0.0, "wait": 0.0}
+        """Reading, decoding and preparing (sum over threads), and what the consumer waited."""
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """Members that hold no usable image, in order, then samples that have none."""
+        return [*self._bad, *self._reader.left_out]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, size and sha256 of the shard."""
+        return self._reader.identity
+
+    @property
+    def damage(self) -> str | None:
+        """What `salvage` forgave."""
+        return self._reader.damage
+
+    def __iter__(self) -> Iterator[T]:
+        decoded = self._ahead() if self._threads else map(self._decode, self._reader)
+        while True:
+            started = time.monotonic()
+            item = next(decoded, None)
+            self.seconds["wait"] += time.monotonic() - started
+            if item is None:
+                break
+            self.seconds["decode"] += item.seconds
+            if item.bad is not None:
+                self._bad.append(item.bad)
+            elif item.value is not None:
+                yield item.value
+        self.seconds["read"] = self._reader.seconds
+
+    def close(self) -> None:
+        """Ends the threads, wherever they are."""
+        self._ended.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _decode(self, member: Member) -> _Decoded[T]:
+        started = time.monotonic()
+        try:
+            sample = Sample(member.key, decode_image(member.data))
+        except ImageError as error:
+            row = BadSample(member.key, member.offset, error.reason, str(error))
+            return _Decoded(None, row, time.monotonic() - started)
+        return _Decoded(self._prepare(sample), None, time.monotonic() - started)
+
+    def _ahead(self) -> Iterator[_Decoded[T]]:
+        """Yields as `map(self._decode, reader)` does, but a few samples ahead.
+
+        One thread reads, `threads` decode. The queue is bounded by count; a large image takes the
+        place of many small ones (`_Budget`).
+        """
+        budget = _Budget(self._bytes_ahead)
+        waiting: queue.Queue[Future[_Decoded[T]] | BaseException | None] = queue.Queue()
+        room = threading.Semaphore(4 * self._threads + 16)
+        costs: deque[int] = deque()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
+
+            def read() -> None:
+                try:
+                    for member in self._reader:
+                        cost = len(member.data) + decoded_bytes(member.data)
+                        while not (room.acquire(timeout=0.1) or self._ended.is_set()):
+                            pass
+                        while not (budget.take(cost, timeout=0.1) or self._ended.is_set()):
+                            pass
+                        if self._ended.is_set():
+                            return
+                        costs.append(cost)
+                        waiting.put(pool.submit(self._decode, member))
+                    waiting.put(None)
+                except BaseException as error:  # the consumer raises it
+                    waiting.put(error)
+
+            reading = threading.Thread(target=read, name="read shard", daemon=True)
+            reading.start()
+            try:
+                while True:
+                    item = waiting.get()
+                    if isinstance(item, BaseException):
+                        raise item
+                    if item is None:
+                        break
+                    yield item.result()
+                    room.release()
+                    budget.give(costs.popleft())
+            finally:
+                self._ended.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                reading.join()
+
+
+class _Budget:
+    """Bytes that may be ahead; a single image that is larger passes alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.used = total, 0
+        self.changed = threading.Condition()
+
+    def take(self, cost: int, timeout: float) -> bool:
+        with self.changed:
+            fits = self.changed.wait_for(
+                lambda: self.used == 0 or self.used + cost <= self.total, timeout
+            )
+            if fits:
+                self.used += cost
+            return fits
+
+    def give(self, cost: int) -> None:
+        with self.changed:
+            self.used -= cost
+            self.changed.notify_all()
+
+
+def read_samples(shard: Shard) -> Iterator[Sample]:
+    """Yields the decoded samples of a shard in order; bad ones are left out.
+
+    Raises:
+        DamagedShardError: the shard is not whole.
+    """
+    with SampleStream(shard, prepare=_as_it_is) as stream:
+        yield from stream
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample
+
+
+def first_samples(shard: Shard, count: int) -> list[Sample]:
+    """Returns the first `count` samples that decode, or all there are."""
+    with SampleStream(shard, on_damage="salvage", prepare=_as_it_is) as stream:
+        return list(itertools.islice(stream, count))

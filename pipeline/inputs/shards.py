@@ -1,0 +1,316 @@
+"""Shards: a tar of images, or some files of a folder of images, read once from start to end."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, Protocol
+
+from ltrp_core.errors import RequestError
+from pipeline.inputs.images import EXTENSIONS
+from pipeline.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
+from stages.protocols import BadSample
+
+OnDamage = Literal["strict", "salvage"]
+MAX_MEMBER_BYTES = 512 << 20
+"""A member that claims more is no image; it is not held in memory."""
+_GZIP = b"\x1f\x8b"
+
+
+class DamagedShardError(RequestError):
+    """A shard is not whole; the message names it, the place and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The encoded image of one sample."""
+
+    key: str
+    name: str
+    offset: int
+    """Of the data in the tar, bytes"""
+    data: bytes
+
+
+class ShardReader(Protocol):
+    """One pass over a shard. The other fields are complete when the iteration has ended."""
+
+    identity: dict[str, Any]
+    """Name, size and sha256 of what was read."""
+    left_out: list[BadSample]
+    """Samples without a usable member: of every key there is an image or a row here."""
+    damage: str | None
+    """What `salvage` forgave."""
+    seconds: float
+    """Spent waiting for the bytes."""
+
+    def __iter__(self) -> Iterator[Member]: ...
+
+
+class Shard(Protocol):
+    """What becomes one unit; picklable and small."""
+
+    @property
+    def name(self) -> str:
+        """File name, unique in a run."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Absolute path or URL."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes, as listed."""
+        ...
+
+    @property
+    def stamp(self) -> str:
+        """Modification time or ETag: equal means unchanged. Empty if unknown."""
+        ...
+
+    def open(self, on_damage: OnDamage = "strict") -> ShardReader: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TarShard:
+    """A tar, local or in an object store."""
+
+    path: str
+    size: int
+    stamp: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return posixpath.basename(self.path)
+
+    def open(self, on_damage: OnDamage = "strict") -> TarReader:
+        """Returns a reader: see `TarReader`."""
+        return TarReader(self, on_damage)
+
+
+@dataclass(slots=True)
+class TarReader:
+    """Yields the image of every sample of a tar, in order.
+
+    A sample is all members of one key, as WebDataset has it: the path up to the first dot of the
+    file name. Members of other kinds are labels and such. Of every key there is an image or a row
+    in `left_out`: `no_image`, `no_key` (".jpg"), `not_a_file` (links, devices, sparse files),
+    `unsafe_name` (absolute, or with `..`), `too_large`, and where damage is salvaged
+    `duplicate_key`.
+
+    Raises (on iteration):
+        DamagedShardError: not a tar, cut, damaged anywhere, changed while it was read, or a key has
+            two images. With `salvage` what came before is kept and `damage` says so.
+        OSError: the file cannot be read.
+    """
+
+    shard: TarShard
+    on_damage: OnDamage
+    identity: dict[str, Any] = field(default_factory=dict)
+    left_out: list[BadSample] = field(default_factory=list)
+    damage: str | None = None
+    seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[Member]:
+        with _open(self.shard.path) as file:
+            source = ForwardReader(file)
+            try:
+                yield from self._members(source)
+                self._check_size(source)
+            except TarDamage as error:
+                self._forgive(str(error), source)
+            sha256 = source.finish()
+            self.seconds = source.seconds
+        self.identity = {"name": self.shard.name, "size": source.received, "sha256": sha256}
+
+    def _members(self, source: ForwardReader) -> Iterator[Member]:
+        with_image: set[str] = set()
+        without: dict[str, int] = {}
+        count = 0
+        for entry in walk(source):
+            count += 1
+            if entry.is_folder or _is_of_the_system(entry.name):
+                continue
+            problem = _problem(entry)
+            if problem is not None:
+                self.left_out.append(problem)
+                continue
+            key = sample_key(entry.name)
+            if not _is_image(entry.name):
+                if key not in with_image:
+                    without.setdefault(key, entry.offset)
+                continue
+            if key in with_image:
+                self._duplicate(key, entry)
+                continue
+            with_image.add(key)
+            without.pop(key, None)
+            yield Member(key, entry.name, entry.offset, entry.read())
+        if count == 0:
+            raise TarDamage("holds no member")
+        self.left_out += [
+            BadSample(key, offset, "no_image", "no member of this key is named as an image")
+            for key, offset in without.items()
+        ]
+
+    def _duplicate(self, key: str, entry: Entry) -> None:
+        if self.on_damage == "strict":
+            raise TarDamage(
+                f"is ambiguous: key {key!r} stands twice (byte {entry.offset}); keys must be "
+                "unique in a shard"
+            )
+        message = f"{entry.name!r}: the key has an image already"
+        self.left_out.append(BadSample(key, entry.offset, "duplicate_key", message))
+
+    def _check_size(self, source: ForwardReader) -> None:
+        if source.received != self.shard.size:
+            raise TarDamage(
+                f"changed while it was read: {self.shard.size} bytes were listed, "
+                f"{source.received} read"
+            )
+
+    def _forgive(self, problem: str, source: ForwardReader) -> None:
+        place = source.position
+        if place <= BLOCK:
+            problem = f"{problem}{_looks_like(self.shard.path)}"
+        if self.on_damage == "strict":
+            raise DamagedShardError(
+                f"{self.shard.path} {problem}; write it again, e.g. with `ltrp-pipeline pack`, or "
+                "keep what is readable with --on-damage salvage"
+            )
+        unread = max(self.shard.size - place, 0)
+        self.damage = f"{problem}; {unread} of {self.shard.size} bytes unread"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderShard:
+    """Some images of a folder: a unit without a tar."""
+
+    name: str
+    root: str
+    files: tuple[str, ...]
+    """Paths below the root, sorted"""
+    size: int
+    stamp: str = ""
+
+    @property
+    def path(self) -> str:
+        """Root and range of files, for messages."""
+        return f"{self.root} ({self.files[0]} ... {self.files[-1]})"
+
+    def open(self, on_damage: OnDamage = "strict") -> FolderReader:
+        """Returns a reader: see `FolderReader`."""
+        return FolderReader(self)
+
+
+@dataclass(slots=True)
+class FolderReader:
+    """Yields the images of a `FolderShard`, in order; keys are paths without their extension.
+
+    A file that cannot be read is left out as `unreadable`; two of one key as `duplicate_key`.
+    """
+
+    shard: FolderShard
+    identity: dict[str, Any] = field(default_factory=dict)
+    left_out: list[BadSample] = field(default_factory=list)
+    damage: str | None = None
+    seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[Member]:
+        digest, size, keys = hashlib.sha256(), 0, set[str]()
+        for name in self.shard.files:
+            key = sample_key(name)
+            if key in keys:
+                self._leave_out(key, "duplicate_key", f"{name}: another file has this key")
+                continue
+            keys.add(key)
+            try:
+                with _open(f"{self.shard.root}/{name}") as file:
+                    source = ForwardReader(file)
+                    data = source.read(MAX_MEMBER_BYTES)
+                self.seconds += source.seconds
+            except OSError as error:
+                self._leave_out(key, "unreadable", f"{name}: {error.strerror or error}")
+                continue
+            digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
+            size += len(data)
+            yield Member(key, name, 0, data)
+        self.identity = {"name": self.shard.name, "size": size, "sha256": digest.hexdigest()}
+
+    def _leave_out(self, key: str, reason: str, message: str) -> None:
+        self.left_out.append(BadSample(key, 0, reason, message))
+
+
+def starts_as_tar(shard: TarShard) -> bool:
+    """Returns whether a file begins with the header of a member. Unreadable ones may be tars."""
+    try:
+        with _open(shard.path) as file:
+            return next(walk(ForwardReader(file)), None) is not None
+    except TarDamage:
+        return False
+    except OSError:
+        return True
+
+
+def sample_key(name: str) -> str:
+    """Returns a member's key as WebDataset has it: its path up to the file name's first dot."""
+    folder, _, file = name.removeprefix("./").rpartition("/")
+    stem = file.split(".", 1)[0]
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _problem(entry: Entry) -> BadSample | None:
+    """Returns why a member can belong to no sample, or None."""
+    parts = PurePosixPath(entry.name).parts
+    key = sample_key(entry.name)
+    if entry.name.startswith("/") or ".." in parts:
+        message = f"{entry.name!r} points out of the shard"
+        return BadSample(key, entry.offset, "unsafe_name", message)
+    if not key or key.endswith("/"):
+        message = f"{entry.name!r} has nothing before its first dot"
+        return BadSample(entry.name, entry.offset, "no_key", message)
+    if not entry.is_file and _is_image(entry.name):
+        message = f"{entry.name!r} is a link, device or sparse file"
+        return BadSample(key, entry.offset, "not_a_file", message)
+    if entry.size > MAX_MEMBER_BYTES and _is_image(entry.name):
+        message = f"{entry.name!r} has {entry.size} bytes"
+        return BadSample(key, entry.offset, "too_large", message)
+    return None
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS or (
+        name.rpartition("/")[2].lower() in EXTENSIONS
+    )
+
+
+def _is_of_the_system(name: str) -> bool:
+    """Whether a file is what macOS puts beside every file."""
+    return name.rpartition("/")[2].startswith("._") or "__MACOSX" in name
+
+
+def _looks_like(path: str) -> str:
+    with _open(path) as file:
+        start = file.read(512)
+    if not start:
+        return ": it is empty"
+    if start.startswith(_GZIP):
+        return ": it is compressed with gzip, and shards are plain tars"
+    return ": it is a web page" if b"<html" in start.lower() else ""
+
+
+def _open(path: str) -> BinaryIO:
+    if "://" not in path:
+        return Path(path).open("rb", buffering=0)
+    from fsspec.core import url_to_fs
+
+    fs, name = url_to_fs(path)
+    # Members are read in order, so the next block is asked for and nothing twice.
+    file: BinaryIO = fs.open(name, "rb", block_size=8 << 20, cache_type="readahead")
+    return file

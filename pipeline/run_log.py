@@ -1,0 +1,74 @@
+"""log/*.jsonl: who did what when, and how fast. One file a driver, one JSON line an event.
+
+Everything that differs between two runs of one thing is here and not in the receipts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from pipeline.store.places import LocalPlace, ObjectPlace
+
+LOG = "log"
+_SEND_EVERY_S = 20.0
+_LINES_A_PART = 2000
+"""An object cannot be appended to: it is written again, so it must stay small."""
+
+
+class RunLog:
+    """Writes the events of one driver; the place's lock must be held."""
+
+    def __init__(self, place: LocalPlace | ObjectPlace) -> None:
+        self.place = place
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self._name = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
+        self._part = 0
+        self._lines: list[str] = []
+        self._sent = time.monotonic()
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Adds one event."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
+        if isinstance(self.place, LocalPlace):
+            folder = self.place.path / LOG
+            folder.mkdir(exist_ok=True)
+            with (folder / f"{self._name}.jsonl").open("a") as file:
+                file.write(f"{line}\n")
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._sent > _SEND_EVERY_S or len(self._lines) >= _LINES_A_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes the events visible to others."""
+        if self._lines:
+            name = f"{LOG}/{self._name}.{self._part:05d}.jsonl"
+            self.place.replace(name, ("\n".join(self._lines) + "\n").encode())
+        self._sent = time.monotonic()
+        if len(self._lines) >= _LINES_A_PART:
+            self._part, self._lines = self._part + 1, []
+
+
+def read_log(place: LocalPlace | ObjectPlace) -> Iterator[dict[str, Any]]:
+    """Yields all events of all drivers, oldest driver first; a torn last line is left out."""
+    names = [f"{LOG}/{name}" for name in place.names(LOG) if name.endswith(".jsonl")]
+    for name in sorted(names):
+        for content in place.read_many([name]).values():
+            for line in content.decode("utf-8", "replace").splitlines():
+                with suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and "event" in event:
+                        yield event
+
+
+def images_per_second(place: LocalPlace | ObjectPlace) -> float | None:
+    """Returns the images that one worker did a second, over all units; None if the log is gone."""
+    done = [event for event in read_log(place) if event["event"] == "done"]
+    seconds = sum(event["seconds"]["total"] for event in done)
+    return round(sum(event["n_ok"] for event in done) / seconds, 2) if seconds else None

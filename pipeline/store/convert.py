@@ -1,0 +1,92 @@
+"""The same records in the other form: Zarr arrays or WebDataset tars, without loss."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ltrp_core.errors import RequestError
+from pipeline.store.cache import APPENDED, Cache, create_cache
+from pipeline.store.errors import DamagedUnitError
+from pipeline.store.lock import place_lock
+from pipeline.store.record_forms import FORMS, copy_records
+from pipeline.store.units import (
+    ERRORS,
+    UNITS,
+    damaged_file,
+    publish,
+    seal,
+)
+from stages.protocols import BadSample, Progress, Summary
+
+
+def convert(source: Cache, out: str, store: str, progress: Progress) -> Summary:
+    """Writes every unit of `source` to a cache at `out` whose records have the form `store`.
+
+    Converting back gives the same bytes. Units that are at `out` already are left alone.
+
+    Raises:
+        RequestError: `source` has that form already.
+        DamagedUnitError: a unit of `source` fails a checksum; nothing of it is written.
+    """
+    if source.identity["store"] == store:
+        raise RequestError(f"{source.url} holds a {store} cache already; nothing to convert")
+    identity = {k: v for k, v in source.identity.items() if k not in ("schema", "stage")}
+    target = create_cache(out, str(source.identity["stage"]), {**identity, "store": store})
+    summary = Summary(stage="convert", output=target.url)
+    with place_lock(target.place):
+        target.clear_attempts()
+        with progress.task("convert", len(source.units), "units") as bar:
+            for unit in source.units:
+                if unit in target.rows:
+                    summary.skipped += 1
+                else:
+                    _convert_unit(source, target, unit)
+                    summary.done += 1
+                row = source.rows[unit]
+                summary.n_ok += row.n_ok
+                summary.n_bad += row.n_bad
+                bar.advance(1)
+        target.refresh()
+        target.write_manifest()
+    for part in source.parts:
+        name = part.url.rstrip("/").rsplit("/", 1)[-1]
+        convert(part, f"{target.url}/{APPENDED}/{name}", store, progress)
+        summary.notes.append(f"the appended {name} too")
+    return summary
+
+
+def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
+    receipt = source.receipt(unit)
+    damaged = damaged_file(source.place, receipt)
+    if damaged is not None:
+        raise DamagedUnitError(
+            f"{source.url}: {damaged} of unit {unit} has another sha256 than its receipt says; "
+            "run `ltrp-pipeline verify --deep --repair`, then `score` again"
+        )
+    folder = f"{UNITS}/{unit}"
+    form = FORMS[str(target.identity["store"])]
+    with target.place.staging(unit) as staged:
+        with source.place.local_copy(f"{folder}/{receipt.path_of('records.')}") as records:
+            copy_records(records, staged / form.file, form)
+        bad = _copy_errors(source, folder, staged) if receipt.n_bad else []
+        sealed = seal(
+            staged,
+            unit=unit,
+            run_id=target.run_id,
+            n_ok=receipt.n_ok,
+            bad=bad,
+            input=receipt.input,
+            damage=receipt.damage,
+        )
+        publish(target.place, staged, sealed)
+
+
+def _copy_errors(source: Cache, folder: str, staged: Path) -> list[BadSample]:
+    import pyarrow.parquet as pq
+
+    name = source.receipt(folder.rsplit("/", 1)[-1]).path_of(ERRORS)
+    with source.place.local_copy(f"{folder}/{name}") as path:
+        shutil.copyfile(path, staged / ERRORS)
+    rows = pq.read_table(staged / ERRORS).to_pylist()
+    return [BadSample(**row) for row in rows]

@@ -1,0 +1,118 @@
+"""Reads uncompressed Zarr shards straight into the result, and finds files that are missing.
+
+Zarr's own reader copies an uncompressed chunk several times; photographs' pixels are most of a
+cache's bytes. What is read here is what any Zarr v3 reader sees: inner chunks, each followed by
+its crc32c, and the index of their places at the end of the file (sharding codec, Zarr v3
+specification).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from pipeline.store.errors import DamagedUnitError
+
+_CRC_BYTES = 4
+
+
+def check_present(folder: Path, array: zarr.Array) -> None:
+    """Checks that every file of an array is there: Zarr reads a missing one as fill values.
+
+    Raises:
+        DamagedUnitError: one is missing or empty.
+    """
+    for file in _files(folder, array):
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError:
+            size = -1
+        if size <= 0:
+            what = "is missing" if size < 0 else "is empty"
+            raise DamagedUnitError(f"{file} {what}")
+
+
+def is_raw(array: zarr.Array) -> bool:
+    """Returns whether an array's chunks are plain values and a crc32c, in shards cut along rows."""
+    codecs = array.compressors
+    plain = array.filters == () and len(codecs) == 1 and isinstance(codecs[0], Crc32cCodec)
+    whole = array.chunks[1:] == array.shape[1:]
+    sharded = array.shards is not None and array.shards[1:] == array.shape[1:]
+    return plain and whole and sharded and array.dtype == np.uint8
+
+
+def read_rows(folder: Path, array: zarr.Array, rows: slice | None = None) -> NDArray[Any]:
+    """Returns rows of an array for which `is_raw` holds.
+
+    Raises:
+        DamagedUnitError: a file is cut, or a chunk fails its checksum.
+    """
+    total = array.shape[0]
+    start, stop, _ = (rows or slice(None)).indices(total)
+    values = np.empty((max(stop - start, 0), *array.shape[1:]), dtype=array.dtype)
+    per_chunk, per_shard = array.chunks[0], array.shards[0] if array.shards else array.chunks[0]
+    chunk_bytes = per_chunk * math.prod(array.shape[1:])
+    files = _files(folder, array)
+    for first in range(start - start % per_shard, stop, per_shard):
+        file = files[first // per_shard]
+        with file.open("rb", buffering=0) as source:
+            index = _read_index(source, file, per_shard // per_chunk)
+            for number, (offset, size) in enumerate(index.tolist()):
+                top = first + number * per_chunk
+                low, high = max(top, start), min(top + per_chunk, stop)
+                if low >= high:
+                    continue
+                if size != chunk_bytes + _CRC_BYTES:
+                    raise DamagedUnitError(f"{file}: chunk {number} has {size} bytes")
+                # A whole chunk goes where it belongs; of another a part is copied.
+                whole = low == top and high == top + per_chunk
+                target = values[low - start : high - start]
+                chunk = target if whole else np.empty((per_chunk, *array.shape[1:]), array.dtype)
+                _read_chunk(source, offset, chunk, file, number)
+                if not whole:
+                    target[:] = chunk[low - top : high - top]
+    return values
+
+
+def _read_chunk(source: Any, offset: int, chunk: NDArray[Any], file: Path, number: int) -> None:
+    source.seek(offset)
+    values = chunk.reshape(-1)
+    plain = memoryview(values)  # type: ignore[arg-type]
+    got = 0
+    while got < len(plain):
+        more = source.readinto(plain[got:])
+        if not more:
+            raise DamagedUnitError(f"{file} is cut in chunk {number}")
+        got += more
+    stored = int.from_bytes(source.read(_CRC_BYTES), "little")
+    values.flags.writeable = False  # what google_crc32c asks for; `chunk` stays as it is
+    if google_crc32c.value(values) != stored:
+        raise DamagedUnitError(f"{file}: chunk {number} fails its checksum")
+
+
+def _read_index(source: Any, file: Path, chunks: int) -> NDArray[np.uint64]:
+    """Returns (offset, size) of the chunks of a shard."""
+    length = 16 * chunks
+    source.seek(-(length + _CRC_BYTES), 2)
+    data = source.read(length + _CRC_BYTES)
+    if len(data) != length + _CRC_BYTES or google_crc32c.value(data[:length]) != int.from_bytes(
+        data[length:], "little"
+    ):
+        raise DamagedUnitError(f"{file}: the index of its chunks fails its checksum")
+    return np.frombuffer(data[:length], dtype="<u8").reshape(chunks, 2)
+
+
+def _files(folder: Path, array: zarr.Array) -> list[Path]:
+    cut = array.shards or array.chunks
+    counts = [-(-size // step) for size, step in zip(array.shape, cut, strict=True)]
+    return [
+        folder.joinpath("c", *map(str, index)) for index in itertools.product(*map(range, counts))
+    ]

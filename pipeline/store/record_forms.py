@@ -1,0 +1,61 @@
+"""The two forms of a unit's records: Zarr arrays, or a WebDataset tar. Same rows, same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.store import tar_records, zarr_records
+from stages.protocols import ArrayField, Arrays
+
+
+class RecordWriter(Protocol):
+    """Takes the rows of a unit in their order; memory stays bounded however many there are."""
+
+    def append(self, rows: Arrays) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How records lie on the disk."""
+
+    file: str
+    """Name of the file or folder in a unit."""
+    writer: Callable[[Path, Mapping[str, ArrayField]], AbstractContextManager[RecordWriter]]
+    read: Callable[[Path, Collection[str] | None], Arrays]
+    read_blocks: Callable[[Path], Iterator[Arrays]]
+    read_fields: Callable[[Path], dict[str, ArrayField]]
+
+
+FORMS = {
+    "zarr": Form(
+        file="records.zarr",
+        writer=zarr_records.Writer,
+        read=zarr_records.read,
+        read_blocks=zarr_records.read_blocks,
+        read_fields=zarr_records.read_fields,
+    ),
+    "webdataset": Form(
+        file="records.tar",
+        writer=tar_records.Writer,
+        read=tar_records.read,
+        read_blocks=tar_records.read_blocks,
+        read_fields=tar_records.read_fields,
+    ),
+}
+"""By the name that `--store` takes."""
+
+
+def copy_records(source: Path, target: Path, form: Form) -> None:
+    """Writes the records at `source`, of whatever form, to `target` in `form`, block by block.
+
+    Raises:
+        DamagedUnitError: `source` is unreadable.
+    """
+    old = next(other for other in FORMS.values() if other.file == source.name)
+    with form.writer(target, old.read_fields(source)) as writer:
+        for rows in old.read_blocks(source):
+            writer.append(rows)

@@ -1,0 +1,118 @@
+"""run.json: what was asked for. Another run is refused with a readable difference."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ltrp_core.errors import RequestError
+from pipeline.store.errors import RunMismatchError
+from pipeline.store.places import LocalPlace, ObjectPlace, open_place
+
+SCHEMA_VERSION = 2
+RUN_FILE = "run.json"
+_RECORDED_PACKAGES = ("ltrp-pipeline", "torch", "timm", "numpy", "zarr", "pillow")
+
+
+def run_id(run: Mapping[str, Any]) -> str:
+    """Returns the hash of a run's identity: 16 hex digits."""
+    text = json.dumps(run, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def claim_place(
+    place: LocalPlace | ObjectPlace, stage: str, identity: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Writes the identity of a run into a new place, or checks it against the one that is there.
+
+    Package versions are recorded beside the identity but are no part of it: an update of a library
+    must not orphan a cache of a thousand GPU-hours.
+
+    Raises:
+        RunMismatchError: the place holds another run, or something else.
+    """
+    # Through JSON, so that a tuple asked for equals the list that was stored.
+    run: dict[str, Any] = json.loads(
+        json.dumps({"schema": SCHEMA_VERSION, "stage": stage, **identity})
+    )
+    if _claimed(place, run):
+        return run
+    if place.names("") or (isinstance(place, LocalPlace) and place.path.is_file()):
+        raise RunMismatchError(
+            f"{place.url} exists and holds no run of this stage; "
+            "give a new or empty folder as --out"
+        )
+    document = {"run_id": run_id(run), "identity": run, "versions": _versions()}
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    if not place.create(RUN_FILE, text.encode()):
+        _claimed(place, run)
+    return run
+
+
+def claim_folder(path: Path, stage: str, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Claims a local folder: see `claim_place`."""
+    return claim_place(LocalPlace(path), stage, identity)
+
+
+def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
+    """Returns the identity of the run in a place.
+
+    Raises:
+        RequestError: there is none.
+    """
+    try:
+        identity = json.loads(place.read(RUN_FILE))["identity"]
+        if not isinstance(identity, dict):
+            raise TypeError("identity is no object")
+        return identity
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{place.url} is no cache: {RUN_FILE} is missing or unreadable; "
+            "pass the --out folder of `ltrp-pipeline score` or `select`"
+        ) from error
+
+
+def open_run(path: str | Path) -> dict[str, Any]:
+    """Returns the identity of the run at a path or URL."""
+    return read_run(open_place(path))
+
+
+def _claimed(place: LocalPlace | ObjectPlace, run: Mapping[str, Any]) -> bool:
+    if not place.read_many([RUN_FILE]):
+        return False
+    present = read_run(place)
+    if present != run:
+        raise RunMismatchError(difference(place.url, present, run))
+    return True
+
+
+def difference(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns one line that names every option of `old` that is not so in `new`."""
+    changed = [
+        f"{name}: {_brief(old.get(name, 'absent'))} there, {_brief(new.get(name, 'absent'))} asked"
+        for name in sorted(set(old) | set(new))
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
+    return (
+        f"{where} holds the output of another run ({'; '.join(changed)}); "
+        "give another --out, or the options of that run"
+    )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

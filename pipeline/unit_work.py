@@ -1,0 +1,166 @@
+"""What a worker does with one shard: read, decode ahead, run the stage, write, check, commit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.faults import fault_point
+from pipeline.inputs import OnDamage, Shard
+from pipeline.inputs.samples import SampleStream
+from pipeline.store.manifest import UnitRow
+from pipeline.store.places import LocalPlace, ObjectPlace, open_place
+from pipeline.store.record_checks import RowDigests, check_records
+from pipeline.store.record_forms import FORMS
+from pipeline.store.units import publish, seal, unit_name, write_errors
+from pipeline.workers import Slot
+from stages.protocols import ArrayField, Arrays, UnitStage
+
+MakeStage = Callable[[str], UnitStage]
+"""Makes the stage on a device, `auto` = whatever there is; picklable and small."""
+
+_SPARE_BYTES = 16 << 20
+_FEW_BYTES_AN_IMAGE = 20_000
+"""Small for a photograph; for the largest number of records that a shard can give."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkSettings:
+    """What every unit of a run has in common; small, it travels to the workers."""
+
+    cache: str
+    run_id: str
+    store: str
+    fields: Mapping[str, ArrayField]
+    on_damage: OnDamage
+    decode_threads: int
+    """0 = one a CPU of the worker"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PendingUnit:
+    """What a worker is sent."""
+
+    shard: Shard
+    sha256: str | None = None
+    """Of the shard as it was scored before; another content is refused."""
+
+    @property
+    def name(self) -> str:
+        """The unit's name."""
+        return unit_name(self.shard.name)
+
+
+class ChangedShardError(ValueError):
+    """A shard has another content than when it was scored before."""
+
+
+class UnitWork:
+    """One worker's state: the stage with its model, and how a shard becomes a unit."""
+
+    def __init__(self, make: MakeStage, settings: WorkSettings, slot: Slot) -> None:
+        self.stage = make(slot.device)
+        self.settings = settings
+        self.threads = settings.decode_threads or slot.cpus
+        self.place = open_place(settings.cache)
+
+    def __call__(self, unit: PendingUnit) -> dict[str, Any]:
+        """Commits one unit; returns its manifest row, where the time went, and notes."""
+        started = time.monotonic()
+        fault_point("before_read", unit.name)
+        _check_space(self.place, unit.shard, self.settings.fields)
+        form = FORMS[self.settings.store]
+        clock = {"model": 0.0, "write": 0.0}
+        digests = RowDigests(self.settings.fields)
+        n_ok = 0
+        stream = SampleStream(
+            unit.shard,
+            on_damage=self.settings.on_damage,
+            prepare=self.stage.prepare,
+            threads=self.threads,
+        )
+        with closing(stream), self.place.staging(unit.name) as staged:
+            records = staged / form.file
+            with form.writer(records, self.settings.fields) as writer:
+                for rows in _timed(self.stage.batches(stream), clock, "model"):
+                    fault_point("mid_forward", unit.name)
+                    _check_finite(rows, unit.shard)
+                    start = time.monotonic()
+                    n_ok += len(rows["key"])
+                    digests.update(rows)
+                    writer.append(rows)
+                    clock["write"] += time.monotonic() - start
+                start = time.monotonic()
+            if unit.sha256 is not None and stream.identity["sha256"] != unit.sha256:
+                raise ChangedShardError(f"{unit.shard.path} changed since it was scored first")
+            fault_point("after_attempt_write", unit.name)
+            check_records(records, self.settings.fields, digests)
+            write_errors(staged, stream.bad)
+            receipt = seal(
+                staged,
+                unit=unit.name,
+                run_id=self.settings.run_id,
+                n_ok=n_ok,
+                bad=stream.bad,
+                input=stream.identity,
+                damage=stream.damage,
+            )
+            receipt = publish(self.place, staged, receipt)
+            clock["write"] += time.monotonic() - start
+        clock["model"] -= stream.seconds["wait"]
+        seconds = {**stream.seconds, **clock, "total": time.monotonic() - started}
+        return {
+            "row": UnitRow.of(receipt),
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "notes": self.stage.take_notes(),
+        }
+
+
+def _timed(batches: Iterator[Arrays], clock: dict[str, float], name: str) -> Iterator[Arrays]:
+    """Yields the batches, adding the time it takes to get them to `clock[name]`."""
+    while True:
+        started = time.monotonic()
+        rows = next(batches, None)
+        clock[name] += time.monotonic() - started
+        if rows is None:
+            return
+        yield rows
+
+
+def _check_finite(rows: Arrays, shard: Shard) -> None:
+    for name, values in rows.items():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise ValueError(
+                f"{name} of {shard.name} is not finite; are the weights damaged, or is a float16 "
+                "too small for them (--score-dtype float32)?"
+            )
+
+
+def _check_space(
+    place: LocalPlace | ObjectPlace, shard: Shard, fields: Mapping[str, ArrayField]
+) -> None:
+    """Raises ENOSPC before an hour is spent on a unit that cannot be written."""
+    if not isinstance(place, LocalPlace):
+        return
+    row = sum(
+        int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize
+        for field in fields.values()
+        if field.dtype != "string"
+    )
+    needed = _SPARE_BYTES + row * (shard.size // _FEW_BYTES_AN_IMAGE)
+    free = shutil.disk_usage(place.path).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: {free >> 20} MiB free, {shard.name} may need "
+            f"{needed >> 20} MiB",
+            place.url,
+        )
