@@ -16,16 +16,19 @@ from pipeline import __version__
 from pipeline.signals import interrupt_on_signals
 
 COMMANDS = {
-    "demo": ("pipeline.commands:demo", "Run every stage on a few photographs."),
-    "pack": ("pipeline.commands:pack", "Turn a folder of images into tar shards."),
-    "pretrain-mae": ("pipeline.commands:pretrain_mae", "Train a masked autoencoder."),
-    "score": ("pipeline.commands:score", "Score patches into a cache."),
-    "train-ranker": ("pipeline.commands:train_ranker", "Train a ranker from a cache."),
-    "select": ("pipeline.commands:select", "Write the top-k patches of every image."),
-    "evaluate": ("pipeline.commands:evaluate", "Compare selections with annotations."),
-    "report": ("pipeline.commands:report", "Draw a page of pictures and tables."),
-    "convert": ("pipeline.commands:convert", "Write a cache in the other form."),
-    "verify": ("pipeline.commands:verify", "Check a cache, unit by unit."),
+    "demo": ("pipeline.commands.run:demo", "Run every stage on a few photographs."),
+    "pack": ("pipeline.commands.run:pack", "Turn a folder of images into tar shards."),
+    "pretrain-mae": ("pipeline.commands.run:pretrain_mae", "Train a masked autoencoder."),
+    "score": ("pipeline.commands.run:score", "Score patches into a cache."),
+    "train-ranker": ("pipeline.commands.run:train_ranker", "Train a ranker from a cache."),
+    "select": ("pipeline.commands.run:select", "Write the top-k patches of every image."),
+    "evaluate": ("pipeline.commands.run:evaluate", "Compare selections with annotations."),
+    "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
+    "plan": ("pipeline.commands.caches:plan", "Tell what `score` would take."),
+    "status": ("pipeline.commands.caches:status", "Show how far a run is."),
+    "inspect": ("pipeline.commands.caches:inspect", "Show what is in a unit."),
+    "convert": ("pipeline.commands.caches:convert", "Write a cache in the other form."),
+    "verify": ("pipeline.commands.caches:verify", "Check a cache, unit by unit."),
 }
 """In the order of a run: name -> (where it is, its line in the help)."""
 

@@ -139,15 +139,20 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
     return pixels
 
 
-def match_shards(cache: Cache, shards: Sequence[Shard]) -> dict[str, Shard]:
+def match_shards(
+    cache: Cache, shards: Sequence[Shard], units: Sequence[str] | None = None
+) -> dict[str, Shard]:
     """Returns the shard of every unit, by name and size; its content is checked when it is read.
+
+    Args:
+        units: only of these; all if omitted.
 
     Raises:
         RequestError: a unit's shard is not among `shards`, or has another size.
     """
     by_unit = {unit_name(shard.name): shard for shard in shards}
     matched = {}
-    for unit in cache.units:
+    for unit in cache.units if units is None else units:
         row, shard = cache.rows[unit], by_unit.get(unit)
         if shard is None or shard.size != row.shard_size:
             found = "" if shard is None else f"; {shard.path} has {shard.size} bytes"

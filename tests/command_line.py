@@ -33,7 +33,7 @@ def run(*arguments, expect=0):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert ended.value.code == expect, err.getvalue()
+    assert expect is None or ended.value.code == expect, err.getvalue()
     return out.getvalue(), err.getvalue()
 
 

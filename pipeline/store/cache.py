@@ -126,8 +126,8 @@ class Cache:
             RequestError: no complete unit has that name.
             DamagedUnitError: its files are unreadable or fail a checksum.
         """
-        arrays = self._read_own(unit, names)
-        parts = [part._read_own(unit, names) for part in self.appended]
+        arrays = self.read_own(unit, names)
+        parts = [part.read_own(unit, names) for part in self.appended]
         for part, more in zip(self.appended, parts, strict=True):
             if not np.array_equal(more["key"], arrays["key"]):
                 raise DamagedUnitError(f"{part.url}: unit {unit} has other keys than {self.url}")
@@ -135,7 +135,8 @@ class Cache:
             arrays[name] = np.concatenate([arrays[name], *(part[name] for part in parts)], axis=1)
         return arrays
 
-    def _read_own(self, unit: str, names: Collection[str] | None) -> Arrays:
+    def read_own(self, unit: str, names: Collection[str] | None = None) -> Arrays:
+        """Returns the arrays of one unit without the views that were appended: see `read`."""
         receipt = self.receipt(unit)
         wanted = None if names is None else {"key", *names}
         records = receipt.path_of("records.")

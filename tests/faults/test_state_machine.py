@@ -1,4 +1,4 @@
-"""Any sequence of additions, disturbed runs, deletions and damage leaves valid units (facts: 27)."""
+"""Any sequence of additions, disturbed runs, deletions and damage leaves valid units."""
 
 import hashlib
 import json
@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+from command_line import run
+from conftest import jpeg, write_tar
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,8 +22,6 @@ from hypothesis.stateful import (
 )
 from skimage import data
 
-from command_line import run
-from conftest import jpeg, write_tar
 from pipeline import faults
 from pipeline.store import open_cache
 from pipeline.store.verify import problems

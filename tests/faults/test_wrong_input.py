@@ -1,4 +1,4 @@
-"""Full disks, damaged files, hostile tars, odd images and paths (facts: tests 9 to 22, 30)."""
+"""Full disks, damaged files, hostile tars, odd images and paths."""
 
 import io
 import pickle

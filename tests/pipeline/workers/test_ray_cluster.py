@@ -7,7 +7,7 @@ import pytest
 
 from ltrp_core.errors import RequestError
 from pipeline.workers import open_pool
-from pipeline.workers.ray_start import import_ray
+from pipeline.workers.ray_start import import_ray, machines
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -58,7 +58,10 @@ def test_machines_may_leave_and_join(cluster):
     assert 1 <= sum(outcome.attempts - 1 for outcome in found.values()) <= 2
     assert {outcome.result for outcome in found.values()} - workers
     for node in list(cluster.worker_nodes):
-        cluster.remove_node(node, allow_graceful=False)
+        cluster.remove_node(node)
+    end = time.monotonic() + 30
+    while machines() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def test_without_any_machine_it_is_waited_for_one_and_said_once(cluster):

@@ -36,6 +36,40 @@ with open_pool("1", after_start=lambda: signal.signal(signal.SIGTERM, on_sigterm
         os.kill(os.getpid(), signal.SIGTERM)
 """
 
+WITHOUT_RAYLET = """
+import os, signal
+from pathlib import Path
+from pipeline.workers import RunStoppedError, open_pool
+
+def raylets():
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        name, fields = status.read_text().split("(", 1)[1].rsplit(")", 1)
+        if name == "raylet" and int(fields.split()[1]) == os.getpid():
+            yield int(status.parent.name)
+
+with open_pool("1") as pool:
+    try:
+        for outcome in pool.map(lambda slot: abs, range(10**9)):
+            if outcome.item == 0:
+                (raylet,) = raylets()
+                os.kill(raylet, signal.SIGKILL)
+    except RunStoppedError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_that_dies_ends_the_run():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAYLET],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Ray has died on this machine; run the same command again\n" in done.stdout
+
 
 def test_a_poor_environment_is_enough_and_sigterm_is_ours(tmp_path):
     folder = tmp_path / "a folder" / ("long" * 30)

@@ -1,0 +1,202 @@
+"""The commands that look at a cache, check it, or change its form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ltrp_core.errors import RequestError
+from pipeline.commands.options import PATH, config_options, cut, finish, unit_size_option
+from pipeline.inputs import find_shards
+from pipeline.progress import open_progress
+from pipeline.shares import parse_share
+from pipeline.store.cache import Cache, open_cache
+from pipeline.store.lock import place_lock
+from pipeline.store.units import quarantine
+from stages.score import ScoreConfig
+
+_some_shards = click.option(
+    "--shards", multiple=True, help="the shards that were scored; may be given repeatedly"
+)
+_store = click.Choice(["zarr", "webdataset"])
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--shards", "each", is_flag=True, help="a line for every shard")
+@click.option("--json", "as_json", is_flag=True, help="for machines")
+def status(cache: str, each: bool, as_json: bool) -> int:
+    """Show how far a run is.
+
+    Shards done, failed and pending, images and bad ones by reason, speed, where the time goes, the
+    time left. Works while the run goes on, from anywhere that the cache can be read.
+
+    Example: ltrp-pipeline status cache
+    """
+    from pipeline.looking.status import format_status, read_status, to_json
+
+    found = read_status(open_cache(cache))
+    click.echo(to_json(found) if as_json else format_status(found, shards=each))
+    return 1 if found.count("failed") else 0
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--deep", is_flag=True, help="also read every file against its sha256")
+@click.option(
+    "--repair", is_flag=True, help="move damaged units to quarantine/: the next run makes them anew"
+)
+@click.option("--rescore", help="score this share of the samples again and compare, e.g. 0.1%")
+@_some_shards
+@unit_size_option
+@click.option("--mae", help="for --rescore: the weights the cache was scored with")
+@click.option("--device", default="auto", show_default=True, help="for --rescore")
+@click.option("--seed", default=0, show_default=True, help="for --rescore: which samples")
+def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options: Any) -> int:
+    """Check a cache, unit by unit; prints one line a fault.
+
+    Example: ltrp-pipeline verify cache --deep
+    """
+    from pipeline.store.verify import problems
+
+    share = None if rescore is None else parse_share("--rescore", rescore)
+    if share is not None and not (options["shards"] and options["mae"]):
+        raise RequestError("--rescore needs --shards and --mae, those the cache was scored with")
+    opened = open_cache(cache)
+    faults = list(problems(opened, deep=deep))
+    for fault in faults:
+        click.echo(fault.what)
+    if repair:
+        damaged = [fault.unit for fault in faults if fault.unit is not None]
+        with place_lock(opened.place):
+            for unit in damaged:
+                quarantine(opened.place, unit)
+        click.echo(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
+    count = len(faults) + (_rescore(opened, share, **options) if share is not None else 0)
+    rows = opened.rows.values()
+    n_in, n_ok, n_bad = (sum(getattr(r, name) for r in rows) for name in ("n_in", "n_ok", "n_bad"))
+    click.echo(
+        f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults"
+    )
+    return 1 if count else 0
+
+
+def _rescore(
+    cache: Cache,
+    share: float,
+    *,
+    shards: tuple[str, ...],
+    unit_size: int,
+    mae: str,
+    device: str,
+    seed: int,
+) -> int:
+    """Prints what scoring again has shown; returns the number of faults."""
+    from pipeline.looking.rescore import rescore
+
+    found = find_shards(shards, unit_size=unit_size)
+    result = rescore(cache, found, mae, share, seed=seed, device=device)
+    for fault in result.faults:
+        click.echo(fault)
+    click.echo(
+        f"scored {result.samples} samples ({result.records} records) again: largest difference "
+        f"{result.largest:.2e} of the largest score of its record"
+    )
+    return len(result.faults)
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--to", "store", type=_store, required=True, help="wanted form")
+@click.option("--out", required=True, help="folder or URL of the new cache")
+def convert(cache: str, store: str, out: str) -> int:
+    """Write a cache in the other form.
+
+    Zarr arrays to WebDataset tars or back, without loss; CACHE itself is not touched.
+
+    Example: ltrp-pipeline convert cache --to webdataset --out tars
+    """
+    from pipeline.store.convert import convert as convert_cache
+
+    return finish(convert_cache(open_cache(cache), out, store, open_progress()))
+
+
+@click.command()
+@click.argument("cache")
+@click.argument("unit", required=False)
+@click.option("--key", help="a sample: its views and scores instead of the unit")
+@click.option("--png", type=PATH, help="with --key: draw the view and its visible patches here")
+@_some_shards
+@unit_size_option
+@click.option("--view", default=0, show_default=True, help="of the picture")
+@click.option("--partition", default=0, show_default=True, help="of the picture")
+def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **options: Any) -> int:
+    """Show what is in a unit.
+
+    UNIT is the name of a unit or its shard, or how it begins; without it the units are listed.
+    The picture is cut out of the shards again, or comes from a cache made with --pixels.
+
+    Example: ltrp-pipeline inspect cache train-0001 --key n01440764_10026 --png patch.png
+    """
+    from pipeline.looking.inspect_unit import describe_sample, describe_unit, draw_sample, find_unit
+
+    opened = open_cache(cache)
+    if unit is None:
+        for row in opened.rows.values():
+            click.echo(f"{row.unit}  {row.n_ok} ok, {row.n_bad} bad, {row.bytes} bytes")
+        return 0
+    name = find_unit(opened, unit)
+    if key is None and png is not None:
+        raise RequestError("--png draws one sample: say which with --key")
+    text = describe_unit(opened, name) if key is None else describe_sample(opened, name, key)
+    if key is not None and png is not None:
+        patterns, unit_size = options.pop("shards"), options.pop("unit_size")
+        shards = find_shards(patterns, unit_size=unit_size) if patterns else []
+        draw_sample(opened, name, key, png, shards=shards, **options)
+        text += f"\ndrew {png}"
+    click.echo(text)
+    return 0
+
+
+@click.command()
+@click.option(
+    "--shards", multiple=True, required=True, help="as for `score`; may be given repeatedly"
+)
+@unit_size_option
+@click.option("--out", default="cache", show_default=True, help="where the cache would lie")
+@click.option("--store", type=_store, default="zarr", show_default=True, help="as for `score`")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=20.0,
+    show_default=True,
+    help="of the trial on this device",
+)
+@click.option(
+    "--max-workers", type=click.IntRange(min=1), default=64, show_default=True, help="of the table"
+)
+@config_options(ScoreConfig)
+def plan(
+    shards: tuple[str, ...],
+    unit_size: int,
+    out: str,
+    store: str,
+    seconds: float,
+    max_workers: int,
+    **options: Any,
+) -> int:
+    """Tell what `score` would take.
+
+    From the listing of the shards and a short trial on this device: decoder passes, hours for 1, 2,
+    4, ... workers, bytes of the cache, and whether they fit. Writes nothing.
+
+    Example: ltrp-pipeline plan --shards 'train-{0000..0146}.tar' --mae mae.pth --views 4
+    """
+    from pipeline.looking.plan import format_plan, make_plan
+
+    config, found = cut(options, ScoreConfig), find_shards(shards, unit_size=unit_size)
+    made = make_plan(config, found, out, store=store, seconds=seconds)
+    click.echo(format_plan(made, workers=max_workers))
+    return 0

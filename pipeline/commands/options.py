@@ -1,0 +1,135 @@
+"""Options: generated from config dataclasses, and those that several commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from click.core import ParameterSource
+
+from pipeline.progress import print_summary
+from pipeline.signals import interrupt_on_signals
+from pipeline.unit_runner import UnitOptions
+from pipeline.workers import WorkerPool, open_pool
+from stages.protocols import Summary
+
+Command = Callable[..., Any]
+
+PATH = click.Path(path_type=Path)  # type: ignore[type-var]
+
+
+def config_options(config: type[Any]) -> Callable[[Command], Command]:
+    """Returns a decorator that adds one option for every field of a config dataclass."""
+    hints = typing.get_type_hints(config)
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(dataclasses.fields(config)):
+            command = _option(field, hints[field.name])(command)
+        return command
+
+    return decorate
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Command]:
+    required = field.default is dataclasses.MISSING
+    settings: dict[str, Any] = {"help": field.metadata["help"], "required": required}
+    if not required:
+        settings |= {"default": field.default, "show_default": True}
+    if typing.get_origin(hint) is tuple:
+        settings |= {"type": typing.get_args(hint)[0], "multiple": True}
+    elif typing.get_origin(hint) is Literal:
+        settings["type"] = click.Choice(typing.get_args(hint))
+    elif hint is Path:
+        settings["type"] = PATH
+    elif hint is bool:
+        settings = {"help": field.metadata["help"], "is_flag": True, "default": field.default}
+    elif isinstance(hint, types.UnionType):
+        raise TypeError(f"option {field.name}: give it one type, not {hint}")
+    else:
+        settings["type"] = hint
+    return click.option(f"--{field.name.replace('_', '-')}", field.name, **settings)
+
+
+def out_option(default: str, *, url: bool = False) -> Callable[[Command], Command]:
+    """Returns the option `--out`, a path or, with `url`, a string."""
+    kind, words = (str, "output folder, or an s3:// gs:// URL") if url else (PATH, "output folder")
+    return click.option("--out", type=kind, default=default, show_default=True, help=words)
+
+
+shards_option = click.option(
+    "--shards",
+    multiple=True,
+    required=True,
+    help="tars or folders of images: paths, globs, 'train-{0000..0146}.tar', s3:// gs:// hf://"
+    " URLs; may be given repeatedly",
+)
+unit_size_option = click.option(
+    "--unit-size",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="images a unit, where --shards is a folder of images",
+)
+_workers = click.option(
+    "--workers",
+    default="auto",
+    show_default=True,
+    help="Ray actors: a number, auto (one a GPU, else one a CPU), or 0 = no Ray, this process",
+)
+_ray_address = click.option("--ray-address", default=None, help="of a running Ray cluster")
+_shard_timeout = click.option(
+    "--shard-timeout",
+    type=click.FloatRange(min=1.0),
+    default=3600.0,
+    show_default=True,
+    help="seconds until a Ray worker that is still at one shard is replaced",
+)
+
+
+def on_shards(command: Command) -> Command:
+    """Adds the options of a stage that turns every shard into a unit."""
+    for add in (
+        config_options(UnitOptions),
+        _shard_timeout,
+        _ray_address,
+        _workers,
+        unit_size_option,
+    ):
+        command = add(command)
+    return command
+
+
+def cut(options: dict[str, Any], config: type[Any]) -> Any:
+    """Takes the fields of `config` out of `options`; returns the config."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: options.pop(name) for name in names & set(options)})
+
+
+def given(names: set[str]) -> dict[str, Any]:
+    """Returns those options of the running command that were given, not left at their default."""
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {n: context.params[n] for n in names if sources[n] is ParameterSource.COMMANDLINE}
+
+
+def open_pool_of(options: dict[str, Any]) -> AbstractContextManager[WorkerPool]:
+    """Takes the pool's options out of `options`; returns the pool."""
+    return open_pool(
+        options.pop("workers"),
+        ray_address=options.pop("ray_address"),
+        item_timeout_s=options.pop("shard_timeout"),
+        after_start=interrupt_on_signals,
+        on_note=lambda text: click.echo(f"note: {text}", err=True),
+    )
+
+
+def finish(summary: Summary) -> int:
+    """Prints the summary; returns the exit status."""
+    print_summary(summary)
+    return 1 if summary.failed or summary.stopped else 0

@@ -1,0 +1,218 @@
+"""The commands of the stages: options from their configs, one run, its summary printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import run_stage
+from pipeline.commands.options import (
+    PATH,
+    config_options,
+    cut,
+    finish,
+    given,
+    on_shards,
+    open_pool_of,
+    out_option,
+    shards_option,
+)
+from pipeline.inputs import find_shards
+from pipeline.progress import open_progress
+from pipeline.unit_runner import UnitOptions
+from stages.evaluate_patches import EvaluateConfig
+from stages.pack import PackConfig
+from stages.pretrain_mae import PretrainConfig
+from stages.report import ReportConfig
+from stages.score import ScoreConfig
+from stages.select_patches import SelectConfig
+from stages.train_ranker import TrainRankerConfig
+
+
+@click.command()
+@click.argument("images", type=PATH)
+@out_option("shards")
+@config_options(PackConfig)
+def pack(images: Path, out: Path, **options: Any) -> int:
+    """Turn a folder of images into tar shards.
+
+    IMAGES is searched with its subfolders; the first subfolder names the class (ImageFolder).
+
+    Example: ltrp-pipeline pack photos --out shards
+    """
+    return finish(run_stage.run_pack(PackConfig(**options), images, out, open_progress()))
+
+
+@click.command("pretrain-mae")
+@shards_option
+@out_option("mae")
+@config_options(PretrainConfig)
+def pretrain_mae(shards: tuple[str, ...], out: Path, **options: Any) -> int:
+    """Train a masked autoencoder on raw pixels.
+
+    Writes OUT/mae.safetensors, for `score --mae`.
+
+    Example: ltrp-pipeline pretrain-mae --shards shards --out mae --model mae_small
+    """
+    config, found = PretrainConfig(**options), find_shards(shards)
+    return finish(run_stage.run_pretrain(config, found, out, open_progress()))
+
+
+@click.command()
+@shards_option
+@out_option("cache", url=True)
+@on_shards
+@click.option(
+    "--append-views",
+    type=click.IntRange(min=1),
+    help="score so many further views of the finished cache --out, by its own options",
+)
+@config_options(ScoreConfig)
+def score(shards: tuple[str, ...], out: str, append_views: int | None, **options: Any) -> int:
+    """Score patches into a cache.
+
+    A frozen masked autoencoder reconstructs every image from sampled visible patches, and again
+    without each of them; the change is the patch's score. One unit a shard; complete ones are
+    left alone, so the same command goes on after an interruption.
+
+    Example: ltrp-pipeline score --shards 'train-{0000..0146}.tar' --mae mae.pth --out cache
+    """
+    found = find_shards(shards, unit_size=options.pop("unit_size"))
+    with open_pool_of(options) as pool:
+        if append_views is not None:
+            return finish(
+                run_stage.run_append_views(
+                    given(set(options)), append_views, found, out, pool, open_progress()
+                )
+            )
+        config, units = cut(options, ScoreConfig), cut(options, UnitOptions)
+        return finish(run_stage.run_score(config, found, out, pool, open_progress(), units))
+
+
+@click.command("train-ranker")
+@click.option("--cache", required=True, help="--out folder of `score`")
+@shards_option
+@out_option("ranker")
+@config_options(TrainRankerConfig)
+def train_ranker(cache: str, shards: tuple[str, ...], out: Path, **options: Any) -> int:
+    """Train a ranker from a cache; the masked autoencoder is not needed.
+
+    The recorded crops are replayed on the images, joined by key. Writes OUT/ranker.safetensors
+    and OUT/config.json, for `select --ranker`.
+
+    Example: ltrp-pipeline train-ranker --cache cache --shards shards --out ranker
+    """
+    config, found = TrainRankerConfig(**options), find_shards(shards)
+    measures, summary = run_stage.run_train_ranker(config, cache, found, out, open_progress())
+    click.echo("  ".join(f"{name} {value:.4g}" for name, value in measures.items()))
+    return finish(summary)
+
+
+@click.command()
+@shards_option
+@out_option("selections", url=True)
+@on_shards
+@config_options(SelectConfig)
+def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
+    """Write the top-k patches of every image.
+
+    Example: ltrp-pipeline select --shards shards --ranker ranker --keep-ratio 0.5
+    """
+    found = find_shards(shards, unit_size=options.pop("unit_size"))
+    with open_pool_of(options) as pool:
+        config, units = cut(options, SelectConfig), cut(options, UnitOptions)
+        return finish(run_stage.run_select(config, found, out, pool, open_progress(), units))
+
+
+@click.group()
+def evaluate() -> None:
+    """Compare selections with annotations."""
+
+
+@evaluate.command("patches")
+@click.option("--selections", required=True, help="--out folder of `select`")
+@click.option("--annotations", type=PATH, required=True, help="COCO instances JSON")
+@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
+@click.option(
+    "--foreground",
+    type=click.Choice(["masks", "boxes"]),
+    default="masks",
+    show_default=True,
+    help="what of an object counts: its outline or its box",
+)
+@out_option("evaluation")
+@config_options(EvaluateConfig)
+def patches(
+    selections: str,
+    annotations: Path,
+    teacher: str | None,
+    foreground: str,
+    out: Path,
+    **options: Any,
+) -> int:
+    """Precision, recall, F1 and IoU of kept patches against objects (Fig. 5).
+
+    Beside the ranker: its top-k alone, the teacher, patch variance, center, random and the oracle,
+    all at the same k. Prints the table; writes it as text, Markdown, CSV and Parquet.
+
+    Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
+    """
+    from pipeline.evaluation_table import format_table
+
+    rows, summary = run_stage.run_evaluate_patches(
+        EvaluateConfig(**options),
+        selections=selections,
+        annotations=annotations,
+        teacher=teacher,
+        foreground=foreground,
+        out=out,
+        progress=open_progress(),
+    )
+    click.echo(format_table(rows))
+    return finish(summary)
+
+
+@click.command()
+@click.option("--selections", required=True, help="--out folder of `select`")
+@shards_option
+@click.option("--mae", required=True, help="weights the scores were made with")
+@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
+@click.option("--evaluation", type=PATH, help="--out folder of `evaluate patches`")
+@click.option("--annotations", type=PATH, help="COCO instances JSON, to draw the outlines")
+@click.option(
+    "--training", type=PATH, multiple=True, help="--out folders of the training stages, for curves"
+)
+@out_option("report")
+@config_options(ReportConfig)
+def report(shards: tuple[str, ...], **options: Any) -> int:
+    """Draw a page of pictures and tables.
+
+    One folder that opens from the disk, without a network: OUT/index.html.
+
+    Example: ltrp-pipeline report --selections selections --shards shards --mae mae.pth
+    """
+    from pipeline.run_report import run_report
+
+    names = {field.name for field in dataclasses.fields(ReportConfig)}
+    config = ReportConfig(**{name: options.pop(name) for name in names})
+    found = find_shards(shards)
+    return finish(run_report(config, shards=found, progress=open_progress(), **options))
+
+
+@click.command()
+@out_option("demo-out")
+@click.option("--quick", is_flag=True, help="a short training: within 90 s on two cores")
+def demo(out: Path, quick: bool) -> int:
+    """Run every stage on a few photographs.
+
+    The photographs are those that scikit-image and scikit-learn ship; the masked autoencoder and
+    the ranker are trained here, for real. Ends with a table and OUT/report/index.html.
+
+    Example: ltrp-pipeline demo --out demo-out
+    """
+    from pipeline.demo.demo import run_demo
+
+    return run_demo(out, quick=quick)
