@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from command_line import one_line_error, run
 from conftest import SMALL_MAE
+from PIL import Image
+
 from ltrp_core.checkpoints import save_mae
 from ltrp_core.mae import MaskedAutoencoder
 from pipeline.looking.rescore import choose
@@ -99,8 +99,9 @@ def test_rescoring_finds_a_score_that_checksums_cannot(scored, shards, small_mae
     assert re.search(rf"{unit}: '{arrays['key'][2]}': a score of view 1, partition 0 differs", out)
     torch.manual_seed(1)
     save_mae(MaskedAutoencoder(SMALL_MAE), tmp_path / "other.safetensors")
-    assert "pass the same weights" in one_line_error(
-        "verify", scored, "--rescore", "10%", *options[:4], "--mae", tmp_path / "other.safetensors")  # fmt: skip
+    wrong = (*options[:5], tmp_path / "other.safetensors")
+    message = one_line_error("verify", scored, "--rescore", "10%", *wrong)
+    assert "pass the same weights" in message
     assert "--rescore needs --shards and --mae" in one_line_error("verify", scored, "--rescore", 1)
 
 
@@ -134,8 +135,8 @@ def test_inspect_names_what_is_near(scored):
     assert "2 units begin with" in one_line_error("inspect", scored, "part")
     message = one_line_error("inspect", scored, "part-0.tar", "--key", "astronut_1")
     assert "near: astronaut_1" in message
-    assert "there is no view 7" in one_line_error(
-        "inspect", scored, "part-0.tar", "--key", "astronaut_1", "--png", "x.png", "--view", 7)  # fmt: skip
+    draw = ("inspect", scored, "part-0.tar", "--key", "astronaut_1", "--png", "x.png")
+    assert "there is no view 7" in one_line_error(*draw, "--view", 7)
 
 
 def test_a_plan_counts_what_can_be_counted(photo_folder, small_mae, tmp_path):
