@@ -32,7 +32,7 @@ test: $(STAMP) ## run the tests; PYTEST_ARGS="-m 'not slow and not faults'" leav
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 faults: $(STAMP) ## kill drivers and workers, fill disks, damage files: all of tests/faults
-	$(BIN)/python -m pytest tests/faults tests/pipeline/workers -m "faults or not faults" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/faults tests/pipeline -m "faults or not faults" $(PYTEST_ARGS)
 
 check: $(STAMP) ## formatting, lint, types, spelling
 	$(BIN)/ruff format --check .

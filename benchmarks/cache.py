@@ -4,9 +4,9 @@
     python benchmarks/cache.py --quick            # a small cache with random weights, made here
 
 `size`: the largest unit of the cache, written again in every form and dtype; everything is counted,
-the receipt too. `read`: whole units into arrays, without and with pixels, on one thread; beside it
-the plain reading of the same files. Files are warm in the page cache. Whole runs (Ray, memory,
-kills) are in cache_runs.py.
+the receipt too. `read`: whole units into arrays, without and with pixels; beside it the plain
+reading of the same files. Files are warm in the page cache. Whole runs (Ray, memory, kills) are in
+cache_runs.py.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def written_size(form: Form, fields: dict[str, ArrayField], arrays: Arrays, fold
 def size(fields: dict[str, ArrayField], arrays: Arrays, scratch: Path) -> None:
     samples, views, partitions, n = arrays["score"].shape
     records = samples * views * partitions
-    print(f"\n## size: a unit of {samples} samples, {views} view(s), {partitions} partitions, n = {n}")
+    print(
+        f"\n## size: a unit of {samples} samples, {views} view(s), {partitions} partitions, n = {n}"
+    )
     print(f"{'form':12} {'scores':8} {'bytes':>10} {'a record':>9} {'at 5000':>9}")
     for name, form in FORMS.items():
         for dtype in ("float16", "float32"):
@@ -109,12 +111,16 @@ def best(work: Callable[[], object], rounds: int) -> float:
 
 
 def plain_read(files: list[Path]) -> Callable[[], None]:
-    """Reads files into fresh memory, as any reader must."""
+    """Reads files into fresh memory that holds them all, as any reader must."""
+    sizes = [path.stat().st_size for path in files]
 
     def read() -> None:
-        for path in files:
+        whole = np.empty(sum(sizes), dtype=np.uint8)
+        start = 0
+        for path, count in zip(files, sizes, strict=True):
             with path.open("rb", buffering=0) as file:
-                file.readinto(np.empty(path.stat().st_size, dtype=np.uint8))
+                file.readinto(whole[start : start + count])
+            start += count
 
     return read
 
@@ -131,12 +137,14 @@ def read_rates(
     shape = (*arrays["score"].shape[1:], 16, 16, 3)
     large = {**small, "pixels": ArrayField(dtype="uint8", shape=shape, fill=0, raw=True)}
     records = samples * int(np.prod(shape[:2]))
-    print(f"\n## read: whole units of {samples} samples, {records} records, one thread")
+    print(f"\n## read: whole units of {samples} samples, {records} records")
     path = scratch / "records.zarr"
     with FORMS["zarr"].writer(path, small) as writer:
         writer.append(tiled)
     seconds = best(lambda: zarr_records.read(path), rounds)
-    print(f"without pixels: {1000 * seconds:.1f} ms, {records / seconds / 1e6:.2f} million records/s")
+    print(
+        f"without pixels: {1000 * seconds:.1f} ms, {records / seconds / 1e6:.2f} million records/s"
+    )
     count = min(samples, 1500)
     rng = np.random.default_rng(0)
     path = scratch / "pixels" / "records.zarr"

@@ -1,7 +1,7 @@
 """Whole runs of `score`: what Ray, writing and committing cost, memory, and kills.
 
-    python benchmarks/cache_runs.py --shards FOLDER            # tars of photographs
-    python benchmarks/cache_runs.py --shards FOLDER --quick    # the same, smaller
+    python benchmarks/cache_runs.py --shards FOLDER   # tars of photographs
+    python benchmarks/cache_runs.py --quick           # the same, smaller, on the demo's photographs
 
 Sections (`--only` names some): `ray` times Ray workers against this process on the same shards,
 `write` the share of reading, decoding, writing and committing in scoring, `memory` the peak of a
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -32,13 +33,16 @@ import torch
 from PIL import Image
 
 from ltrp_core.checkpoints import save_mae
-from ltrp_core.mae import create_mae
+from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
+from pipeline.demo.photographs import demo_photographs
 
 PROGRAM = [sys.executable, "-m", "pipeline.cli", "score"]
 
 
-def photographs(folder: Path) -> Iterator[bytes]:
-    """JPEGs of the tars in a folder, in order, over and over."""
+def photographs(folder: Path | None) -> Iterator[bytes]:
+    """JPEGs of the tars in a folder, in order, over and over; without it, of the demo."""
+    if folder is None:
+        yield from itertools.cycle(content for _, content in demo_photographs())
     while True:
         for path in sorted(folder.glob("*.tar")) if folder.is_dir() else [folder]:
             with tarfile.open(path) as tar:
@@ -63,10 +67,17 @@ def write_shards(folder: Path, source: Iterator[bytes], shards: int, images: int
     return folder
 
 
+TRIVIAL = MAEConfig(
+    width=48, depth=1, heads=2, decoder_width=32, decoder_depth=1, decoder_heads=2,
+    patch_size=16, grid=14,
+)  # fmt: skip
+"""224 px, 196 patches, next to no arithmetic: where the model's time is not the question."""
+
+
 def weights(folder: Path, name: str) -> Path:
     torch.manual_seed(0)
     path = folder / f"{name}.safetensors"
-    save_mae(create_mae(name), path)
+    save_mae(MaskedAutoencoder(TRIVIAL) if name == "trivial" else create_mae(name), path)
     return path
 
 
@@ -96,13 +107,15 @@ def working_seconds(cache: Path) -> float:
 def ray_overhead(source: Iterator[bytes], scratch: Path, model: str, rounds: int) -> None:
     shards = write_shards(scratch / "ray-shards", source, 50, 20)
     mae = weights(scratch, model)
-    print(f"\n## Ray against this process: 50 shards of 20 images, {model}, one worker each")
+    print(
+        f"\n## Ray against this process: 50 shards of 20 images, {model}, one partition, one worker"
+    )
     print(f"{'side':12} {'working s':>10} {'wall s':>8} {'images/s':>9}")
     times: dict[str, list[float]] = {"in process": [], "Ray": []}
     for number in range(rounds):
         for side, workers in (("in process", 0), ("Ray", 1)):
             out = scratch / f"ray-{side}-{number}"
-            wall, _ = score(shards, mae, out, "--workers", workers)
+            wall, _ = score(shards, mae, out, "--workers", workers, "--partitions", 1)
             seconds = working_seconds(out)
             times[side].append(seconds)
             print(f"{side:12} {seconds:10.2f} {wall:8.2f} {1000 / seconds:9.1f}")
@@ -138,7 +151,7 @@ def peak_memory(scratch: Path, images: int) -> None:
     shards = scratch / "memory"
     shards.mkdir()
     write_tar(shards / "big.tar", members)
-    mae = weights(scratch, "mae_tiny")
+    mae = weights(scratch, "trivial")
     code = (
         "import resource, sys; from pipeline.cli import main\n"
         "from ltrp_core.checkpoints import load_mae; load_mae(sys.argv[5])\n"
@@ -174,7 +187,7 @@ def fingerprint(cache: Path) -> str:
 
 def kills(source: Iterator[bytes], scratch: Path, times: int) -> None:
     shards = write_shards(scratch / "kill-shards", source, 40, 10)
-    mae = weights(scratch, "mae_tiny")
+    mae = weights(scratch, "trivial")
     score(shards, mae, scratch / "quiet", "--workers", 0)
     cache, chance, killed = scratch / "killed", random.Random(0), 0
     command = [*PROGRAM, "--shards", shards, "--mae", mae, "--out", cache, "--workers", 0]
@@ -198,10 +211,10 @@ def kills(source: Iterator[bytes], scratch: Path, times: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", type=Path, required=True, help="folder of tars of JPEGs")
+    parser.add_argument("--shards", type=Path, help="tar of JPEGs, or a folder of them")
     parser.add_argument("--model", default="mae_base")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=60, help="of the section `write`")
+    parser.add_argument("--images", type=int, default=16, help="of the section `write`")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", default=["ray", "write", "memory", "kills"])

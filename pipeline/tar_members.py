@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 BLOCK = 512
 _READ_BYTES = 1 << 20
+_MOST_READ_BYTES = 8 << 20
+"""Asked for at once: what a header claims is not reserved before it is there."""
 _MAX_HEADER_BYTES = 1 << 20
 """Of a PAX or GNU long name; more is no name."""
 _WITHOUT_DATA = (
@@ -31,14 +33,22 @@ _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 
 
 class TarDamage(Exception):
-    """A part of the tar is lost; the message says where and how it shows."""
+    """A part of the tar is lost; the message says where and how it shows.
+
+    `whole` is how many bytes before it are whole, None if that is all that were taken so far.
+    """
+
+    def __init__(self, message: str, whole: int | None = None) -> None:
+        super().__init__(message)
+        self.whole = whole
 
 
 class ForwardReader:
     """Reads a file once from start to end; counts and hashes what it reads."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, read_bytes: int = _READ_BYTES) -> None:
         self._file = file
+        self._read_bytes = read_bytes
         self._buffer = b""
         self._at = 0
         self._digest = hashlib.sha256()
@@ -81,7 +91,7 @@ class ForwardReader:
 
     def _fill(self, wanted: int) -> bool:
         started = time.monotonic()
-        self._buffer = self._file.read(max(wanted, _READ_BYTES))
+        self._buffer = self._file.read(min(max(wanted, self._read_bytes), _MOST_READ_BYTES))
         self.seconds += time.monotonic() - started
         self._digest.update(self._buffer)
         self.received += len(self._buffer)
@@ -138,7 +148,7 @@ def walk(source: ForwardReader) -> Iterator[Entry]:
             elif info.type == _LONG_NAME:
                 extended["path"] = _text(payload.rstrip(b"\0"))
             continue
-        size = int(extended.get("size", info.size))
+        size = _size(info, extended, source)
         is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(
             name.startswith("GNU.sparse") for name in extended
         )
@@ -180,7 +190,8 @@ def parse_pax(payload: bytes) -> dict[str, str]:
     records = {}
     while payload:
         length, _, _ = payload.partition(b" ")
-        if not length.isdigit() or not 4 < int(length) <= len(payload):
+        # A number too long for int() would be a ValueError there.
+        if not length.isdigit() or len(length) > 9 or not 4 < int(length) <= len(payload):
             raise TarDamage("an extended header is not readable")
         line, payload = payload[len(length) + 1 : int(length)], payload[int(length) :]
         name, _, value = line.rstrip(b"\n").partition(b"=")
@@ -202,7 +213,17 @@ def _header(source: ForwardReader) -> tarfile.TarInfo | None:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         what = "is no tar" if start == 0 else f"is damaged: a broken header at byte {start}"
-        raise TarDamage(f"{what} ({error})") from error
+        raise TarDamage(f"{what} ({error})", start) from error
+
+
+def _size(info: tarfile.TarInfo, extended: dict[str, str], source: ForwardReader) -> int:
+    """Returns the bytes of a member. An extended header has no checksum, so it may say anything."""
+    size = extended.get("size", str(info.size))
+    # isdigit alone takes digits of other scripts and superscripts; a size has at most 19 digits.
+    if not (size.isascii() and size.isdigit() and len(size) < 20):
+        start = source.position - BLOCK
+        raise TarDamage(f"is damaged: a member of {size[:20]!r} bytes at byte {start}", start)
+    return int(size)
 
 
 def _skip_sparse_map(source: ForwardReader, info: tarfile.TarInfo) -> None:
@@ -217,8 +238,10 @@ def _skip_sparse_map(source: ForwardReader, info: tarfile.TarInfo) -> None:
 
 def _payload(source: ForwardReader, info: tarfile.TarInfo) -> bytes:
     start, padded = source.position, -(-info.size // BLOCK) * BLOCK
-    if info.size > _MAX_HEADER_BYTES:
-        raise TarDamage(f"is damaged: an extended header of {info.size} bytes at byte {start}")
+    if not 0 <= info.size <= _MAX_HEADER_BYTES:
+        raise TarDamage(
+            f"is damaged: an extended header of {info.size} bytes at byte {start}", start - BLOCK
+        )
     data = source.read(padded)
     if len(data) < padded:
         raise TarDamage(f"cut at byte {source.position}, inside an extended header")
@@ -242,7 +265,8 @@ def _check_end(source: ForwardReader) -> None:
         if tail.strip(b"\0"):
             raise TarDamage(
                 f"is damaged near byte {end}: data follow where the archive ends (a part was "
-                "zeroed, or two tars are in one file)"
+                "zeroed, or two tars are in one file)",
+                end,
             )
         tail = source.read(_READ_BYTES)
 

@@ -6,6 +6,9 @@ import torch
 
 from ltrp_core.errors import RequestError
 
+_HOST_IS_FULL = ("can't allocate memory", "could not create a primitive", "bad_alloc")
+"""What torch's allocator, oneDNN and C++ say then; torch raises it as a plain RuntimeError."""
+
 
 def resolve_device(name: str) -> torch.device:
     """Returns the device behind `name`; `auto` is the first GPU if there is one, else the CPU.
@@ -29,5 +32,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that memory was not enough, of a GPU or of the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch raises a plain RuntimeError when the host's allocator fails.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _HOST_IS_FULL)

@@ -165,7 +165,7 @@ def test_an_interrupted_run_goes_on_to_the_same_cache(
     while not list((tmp_path / "cache" / "units").glob("*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 130, err
     assert "interrupted; run the same command again" in err
     before = len(open_cache(tmp_path / "cache").units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import itertools
@@ -9,18 +10,27 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
-from pipeline.inputs.shards import FolderShard, Shard, TarShard, starts_as_tar
+from pipeline.inputs.shards import (
+    FolderShard,
+    Shard,
+    TarShard,
+    is_of_the_system,
+    starts_as_tar,
+)
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "az", "abfs", "memory", "http", "https", "file")
 """URLs that are read; each but `file` and `memory` needs its fsspec package."""
 _LOOKED_AT = 3
 """Shards whose beginning is read before a run, to tell a wrong argument from a bad shard."""
+_WEB = ("http", "https")
+"""Single files only: there is nothing to list, and `?` belongs to the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,9 @@ def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard
             )
     # One bad tar among many fails alone when its turn comes; if none is good, the request is wrong.
     tars = [shard for shard in ordered if isinstance(shard, TarShard)]
-    if tars and len(tars) == len(ordered) and not any(map(starts_as_tar, tars[:_LOOKED_AT])):
+    # First, middle and last: a few bad ones in a row at the start say nothing about the others.
+    looked_at = tars[:: max(1, -(-len(tars) // _LOOKED_AT))][: _LOOKED_AT - 1] + tars[-1:]
+    if tars and len(tars) == len(ordered) and not any(map(starts_as_tar, looked_at)):
         raise RequestError(
             f"{tars[0].path} is not a tar{' nor are others' if len(tars) > 1 else ''}; "
             "pass WebDataset tars, or make them with `ltrp-pipeline pack`"
@@ -69,44 +81,82 @@ def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard
 
 def _shards_of(pattern: str, unit_size: int) -> Iterator[Shard]:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", pattern)
-    if scheme is None or Path(pattern).exists():
+    if scheme is None or _exists(pattern):
         yield from _local(pattern, unit_size)
         return
     name = scheme.group(1).lower()
-    if name not in SCHEMES or not pattern.startswith(f"{scheme.group(1)}://"):
+    rest = pattern[scheme.end() :]
+    if name not in SCHEMES or not rest.startswith("//"):
         known = ", ".join(f"{each}://" for each in SCHEMES)
         raise RequestError(f"--shards {pattern!r}: pass a local path or one of {known}")
     if name == "file":
-        yield from _local(pattern.split("://", 1)[1], unit_size)
+        yield from _local(rest.removeprefix("//"), unit_size)
     else:
-        yield from _remote(pattern, unit_size)
+        try:
+            yield from _remote(f"{name}:{rest}", unit_size)
+        except (RequestError, OSError):
+            raise
+        except Exception as error:  # each store's package has errors of its own
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RequestError(f"--shards {pattern!r} cannot be listed: {reason}") from error
+
+
+def _exists(name: str) -> bool:
+    """Whether a path is there. A list in braces may be longer than any path can be: it is not."""
+    try:
+        return Path(name).exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def _local(pattern: str, unit_size: int) -> Iterator[Shard]:
     # A path that exists as it is written is meant, whatever braces and stars are in it.
-    names = [pattern] if Path(pattern).exists() else _expand_braces(pattern)
+    names = [pattern] if _exists(pattern) else _expand_braces(pattern)
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            yield from _of_folder(str(path.absolute()), _listed(path), pattern, unit_size)
-            continue
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name))]
+        if _exists(name):
+            matches = [name]
+        else:
+            matches = sorted(glob.glob(name)) if glob.has_magic(name) else []
         if not matches:
             raise RequestError(f"--shards {pattern!r}: no file {name}")
         for match in matches:
-            found = _stat(match)
-            yield TarShard(found.path, found.size, found.stamp)
+            path = Path(match)
+            # A folder that a glob found under the name of a tar is a bad shard, not a folder.
+            if path.is_dir() and (match == name or path.suffix != ".tar"):
+                yield from _of_local_folder(path, pattern, unit_size)
+            else:
+                found = _stat(path)
+                yield TarShard(found.path, found.size, found.stamp)
 
 
-def _listed(folder: Path) -> Iterator[_Found]:
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for file in files:
-            yield _stat(Path(parent, file))
+def _of_local_folder(folder: Path, pattern: str, unit_size: int) -> Iterator[Shard]:
+    tars = [_stat(Path(entry.path)) for entry in os.scandir(folder) if _is_tar(entry.name)]
+    yield from _of_folder(str(folder.absolute()), tars or _images_below(folder), pattern, unit_size)
+
+
+def _images_below(
+    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[_Found]:
+    """Lists linked folders as well, as classes are often linked in; not one inside itself."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _images_below(Path(entry.path), above | {here})
+        elif _is_image(entry.name):
+            yield _stat(Path(entry.path))
 
 
 def _stat(path: Path) -> _Found:
-    status = path.stat()
+    """Lists a file. A dangling link is listed too, so that reading it says what is wrong."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return _Found(str(path.absolute()), 0, "")
     return _Found(str(path.absolute()), status.st_size, str(status.st_mtime_ns))
 
 
@@ -120,40 +170,64 @@ def _remote(pattern: str, unit_size: int) -> Iterator[Shard]:
         raise RequestError(
             f"--shards {pattern!r}: {error}; python -m pip install 'ltrp-pipeline[cluster]'"
         ) from error
-    names = _expand_braces(path)
-    if len(names) == 1 and glob.has_magic(path):
-        found = fs.glob(path, detail=True)
-        if not found:
+    can_list = protocol not in _WEB
+    literal = []
+    for name in _expand_braces(path):
+        if not (can_list and glob.has_magic(name)):
+            literal.append(name.rstrip("/") if can_list else name)
+            continue
+        entries = sorted(fs.glob(name, detail=True).items())
+        if not entries:
             raise RequestError(f"--shards {pattern!r}: matches nothing")
-        yield from (_tar_of(protocol, name, entry) for name, entry in sorted(found.items()))
-    elif len(names) == 1 and fs.isdir(path):
-        entries = fs.find(path, detail=True)
-        yield from _of_folder(
-            f"{protocol}://{path.rstrip('/')}",
-            (_found(protocol, name, entry) for name, entry in entries.items()),
-            pattern,
-            unit_size,
-        )
-    else:
-        yield from _named(fs, protocol, names, pattern)
+        for match, entry in entries:
+            yield from _of_entry(fs, protocol, match, entry, pattern, unit_size)
+    for name, entry in _named(fs, protocol, literal, pattern):
+        yield from _of_entry(fs, protocol, name, entry, pattern, unit_size)
 
 
-def _named(fs: Any, protocol: str, names: Sequence[str], pattern: str) -> Iterator[Shard]:
-    """One listing a folder, not one request a shard."""
-    by_folder = itertools.groupby(sorted(names), key=posixpath.dirname)
-    for folder, wanted in by_folder:
-        several = list(wanted)
-        try:
-            if len(several) == 1:
-                there = {several[0]: fs.info(several[0])}
+def _named(
+    fs: Any, protocol: str, names: Sequence[str], pattern: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One listing a folder, not one request a shard; a web server has no listing."""
+    by_folder: dict[str, list[str]] = {}
+    for name in names:
+        by_folder.setdefault(posixpath.dirname(name), []).append(name)
+    for folder, wanted in by_folder.items():
+        there: dict[str, dict[str, Any]] = {}
+        with suppress(FileNotFoundError):
+            if protocol in _WEB or len(wanted) == 1:
+                for name in wanted:
+                    there[name] = fs.info(name)
             else:
-                there = {entry["name"]: entry for entry in fs.ls(folder, detail=True)}
-        except FileNotFoundError as error:
-            raise RequestError(f"--shards {pattern!r}: no file {error}") from error
-        for name in several:
+                entries = fs.ls(folder, detail=True)
+                there = {entry["name"].rstrip("/"): entry for entry in entries}
+        for name in wanted:
             if name not in there:
-                raise RequestError(f"--shards {pattern!r}: no file {protocol}://{name}")
-            yield _tar_of(protocol, name, there[name])
+                raise RequestError(f"--shards {pattern!r}: no file {_url(protocol, name)}")
+            yield name, there[name]
+
+
+def _of_entry(
+    fs: Any, protocol: str, name: str, entry: dict[str, Any], pattern: str, unit_size: int
+) -> Iterator[Shard]:
+    """Yields what a listed file or folder is. Of a folder with tars, what lies below is not asked.
+
+    Raises:
+        RequestError: a web server that does not say how long a file is.
+    """
+    if entry.get("type") != "directory":
+        if entry.get("size") is None:
+            raise RequestError(
+                f"--shards {pattern!r}: the server does not say how many bytes it has, so a cut "
+                "file looks like a whole one; copy it to a folder or an object store"
+            )
+        yield _tar_of(protocol, name, entry)
+        return
+    entries = {each["name"]: each for each in fs.ls(name, detail=True)}
+    if not any(_is_tar(posixpath.basename(each)) for each in entries):
+        entries = fs.find(name, detail=True)
+    found = [_found(protocol, *each) for each in entries.items()]
+    yield from _of_folder(_url(protocol, name.rstrip("/")), found, pattern, unit_size)
 
 
 def _tar_of(protocol: str, name: str, entry: dict[str, Any]) -> TarShard:
@@ -163,8 +237,19 @@ def _tar_of(protocol: str, name: str, entry: dict[str, Any]) -> TarShard:
 
 def _found(protocol: str, name: str, entry: dict[str, Any]) -> _Found:
     stamp = entry.get("ETag") or entry.get("etag") or entry.get("sha256") or entry.get("mtime", "")
-    url = name if "://" in name else f"{protocol}://{name}"
-    return _Found(url, int(entry.get("size") or 0), str(stamp).strip('"'))
+    return _Found(_url(protocol, name), int(entry.get("size") or 0), str(stamp).strip('"'))
+
+
+def _url(protocol: str, name: str) -> str:
+    return name if "://" in name else f"{protocol}://{name}"
+
+
+def _is_tar(file: str) -> bool:
+    return file.endswith(".tar") and not is_of_the_system(file)
+
+
+def _is_image(file: str) -> bool:
+    return PurePosixPath(file).suffix.lower() in EXTENSIONS and not is_of_the_system(file)
 
 
 def _of_folder(root: str, files: Iterable[_Found], pattern: str, unit_size: int) -> Iterator[Shard]:
@@ -173,9 +258,9 @@ def _of_folder(root: str, files: Iterable[_Found], pattern: str, unit_size: int)
     tars, images = [], []
     for found in files:
         name = found.path.removeprefix(prefix)
-        if "/" not in name and name.endswith(".tar"):
+        if "/" not in name and _is_tar(name):
             tars.append(found)
-        elif PurePosixPath(name).suffix.lower() in EXTENSIONS:
+        elif _is_image(name):
             images.append((name, found))
     if tars:
         yield from (TarShard(found.path, found.size, found.stamp) for found in tars)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 import time
@@ -10,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 from pipeline.inputs.images import ImageError, decode_image, decoded_bytes
 from pipeline.inputs.shards import Member, OnDamage, Shard
@@ -37,6 +36,7 @@ class SampleStream(Generic[T]):
 
     Raises (on iteration):
         DamagedShardError, OSError: as the shard's reader.
+        ValueError: it was closed, so what comes next is not all there is.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class SampleStream(Generic[T]):
         self._threads = threads
         self._bytes_ahead = megabytes_ahead << 20
         self._ended = threading.Event()
+        self._pool: ThreadPoolExecutor | None = None
+        self._reading: threading.Thread | None = None
         self._bad: list[BadSample] = []
         self.seconds = {"read": 0.0, "decode": 0.0, "wait": 0.0}
         """Reading, decoding and preparing (sum over threads), and what the consumer waited."""
@@ -75,6 +77,7 @@ class SampleStream(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         decoded = self._ahead() if self._threads else map(self._decode, self._reader)
         while True:
+            self._check_open()
             started = time.monotonic()
             item = next(decoded, None)
             self.seconds["wait"] += time.monotonic() - started
@@ -83,13 +86,24 @@ class SampleStream(Generic[T]):
             self.seconds["decode"] += item.seconds
             if item.bad is not None:
                 self._bad.append(item.bad)
-            elif item.value is not None:
-                yield item.value
+            else:
+                yield cast(T, item.value)
         self.seconds["read"] = self._reader.seconds
 
     def close(self) -> None:
-        """Ends the threads, wherever they are."""
+        """Ends the threads; on return there are none.
+
+        Not left to the iterator: after an exception its frame lives as long as the traceback.
+        """
         self._ended.set()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._reading is not None:
+            self._reading.join()
+
+    def _check_open(self) -> None:
+        if self._ended.is_set():
+            raise ValueError("the sample stream is closed")
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +141,7 @@ class SampleStream(Generic[T]):
                         while not (budget.take(cost, timeout=0.1) or self._ended.is_set()):
                             pass
                         if self._ended.is_set():
-                            return
+                            break
                         costs.append(cost)
                         waiting.put(pool.submit(self._decode, member))
                     waiting.put(None)
@@ -135,10 +149,12 @@ class SampleStream(Generic[T]):
                     waiting.put(error)
 
             reading = threading.Thread(target=read, name="read shard", daemon=True)
+            self._pool, self._reading = pool, reading
             reading.start()
             try:
                 while True:
                     item = waiting.get()
+                    self._check_open()
                     if isinstance(item, BaseException):
                         raise item
                     if item is None:
@@ -186,9 +202,3 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
 
 def _as_it_is(sample: Sample) -> Sample:
     return sample
-
-
-def first_samples(shard: Shard, count: int) -> list[Sample]:
-    """Returns the first `count` samples that decode, or all there are."""
-    with SampleStream(shard, on_damage="salvage", prepare=_as_it_is) as stream:
-        return list(itertools.islice(stream, count))

@@ -17,6 +17,8 @@ from stages.protocols import BadSample
 OnDamage = Literal["strict", "salvage"]
 MAX_MEMBER_BYTES = 512 << 20
 """A member that claims more is no image; it is not held in memory."""
+_LOOK_BYTES = 16 << 10
+"""Read to see whether a file begins as a tar."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -86,8 +88,9 @@ class TarShard:
 
     @property
     def name(self) -> str:
-        """File name."""
-        return posixpath.basename(self.path)
+        """File name, without the query of a signed URL."""
+        is_web = self.path.startswith(("http://", "https://"))
+        return posixpath.basename(self.path.partition("?")[0] if is_web else self.path)
 
     def open(self, on_damage: OnDamage = "strict") -> TarReader:
         """Returns a reader: see `TarReader`."""
@@ -101,8 +104,8 @@ class TarReader:
     A sample is all members of one key, as WebDataset has it: the path up to the first dot of the
     file name. Members of other kinds are labels and such. Of every key there is an image or a row
     in `left_out`: `no_image`, `no_key` (".jpg"), `not_a_file` (links, devices, sparse files),
-    `unsafe_name` (absolute, or with `..`), `too_large`, and where damage is salvaged
-    `duplicate_key`.
+    `unsafe_name` (absolute, with `..`, or no UTF-8), `too_large`, and where damage is salvaged
+    `duplicate_key`: distinct keys + members without a usable name + duplicates = images + rows.
 
     Raises (on iteration):
         DamagedShardError: not a tar, cut, damaged anywhere, changed while it was read, or a key has
@@ -124,34 +127,38 @@ class TarReader:
                 yield from self._members(source)
                 self._check_size(source)
             except TarDamage as error:
-                self._forgive(str(error), source)
+                place = source.position if error.whole is None else error.whole
+                self._forgive(str(error), place)
             sha256 = source.finish()
             self.seconds = source.seconds
         self.identity = {"name": self.shard.name, "size": source.received, "sha256": sha256}
 
     def _members(self, source: ForwardReader) -> Iterator[Member]:
-        with_image: set[str] = set()
+        taken: set[str] = set()
         without: dict[str, int] = {}
         count = 0
         for entry in walk(source):
             count += 1
-            if entry.is_folder or _is_of_the_system(entry.name):
-                continue
-            problem = _problem(entry)
-            if problem is not None:
-                self.left_out.append(problem)
+            if entry.is_folder or is_of_the_system(entry.name):
                 continue
             key = sample_key(entry.name)
-            if not _is_image(entry.name):
-                if key not in with_image:
+            problem = _bad_name(entry)
+            if problem is None and not _is_image(entry.name):
+                if key not in taken:
                     without.setdefault(key, entry.offset)
                 continue
-            if key in with_image:
+            if problem is None and key in taken:
                 self._duplicate(key, entry)
                 continue
-            with_image.add(key)
-            without.pop(key, None)
-            yield Member(key, entry.name, entry.offset, entry.read())
+            if problem is None:
+                # What cannot be used as an image takes its key too: one row a key, not two.
+                taken.add(key)
+                without.pop(key, None)
+                problem = _bad_content(entry)
+            if problem is None:
+                yield Member(key, entry.name, entry.offset, entry.read())
+            else:
+                self.left_out.append(problem)
         if count == 0:
             raise TarDamage("holds no member")
         self.left_out += [
@@ -175,8 +182,7 @@ class TarReader:
                 f"{source.received} read"
             )
 
-    def _forgive(self, problem: str, source: ForwardReader) -> None:
-        place = source.position
+    def _forgive(self, problem: str, place: int) -> None:
         if place <= BLOCK:
             problem = f"{problem}{_looks_like(self.shard.path)}"
         if self.on_damage == "strict":
@@ -206,52 +212,90 @@ class FolderShard:
 
     def open(self, on_damage: OnDamage = "strict") -> FolderReader:
         """Returns a reader: see `FolderReader`."""
-        return FolderReader(self)
+        return FolderReader(self, on_damage)
 
 
 @dataclass(slots=True)
 class FolderReader:
     """Yields the images of a `FolderShard`, in order; keys are paths without their extension.
 
-    A file that cannot be read is left out as `unreadable`; two of one key as `duplicate_key`.
+    A file that cannot be read is left out as `unreadable`, one that is no image for its size as
+    `too_large`, the second of one key as `duplicate_key`, a name that is no UTF-8 as `unsafe_name`.
+
+    Raises (on iteration):
+        DamagedShardError: other bytes than were listed. `salvage` says so in `damage`.
     """
 
     shard: FolderShard
+    on_damage: OnDamage = "strict"
     identity: dict[str, Any] = field(default_factory=dict)
     left_out: list[BadSample] = field(default_factory=list)
     damage: str | None = None
     seconds: float = 0.0
 
     def __iter__(self) -> Iterator[Member]:
-        digest, size, keys = hashlib.sha256(), 0, set[str]()
+        digest, received, keys = hashlib.sha256(), 0, set[str]()
+        all_read = True
         for name in self.shard.files:
             key = sample_key(name)
+            try:
+                data, size, content = self._read(name)
+            except OSError as error:
+                self._leave_out(key, "unreadable", f"{name!r}: {error.strerror or error}")
+                all_read = False
+                continue
+            received += size
+            # Files that are left out count as well: the unit would be another without them.
+            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape") + content)
+            if not _is_utf8(name):
+                self._leave_out(key, "unsafe_name", f"{name!r} is not UTF-8")
+                continue
             if key in keys:
-                self._leave_out(key, "duplicate_key", f"{name}: another file has this key")
+                self._leave_out(key, "duplicate_key", f"{name!r}: another file has this key")
                 continue
             keys.add(key)
-            try:
-                with _open(f"{self.shard.root}/{name}") as file:
-                    source = ForwardReader(file)
-                    data = source.read(MAX_MEMBER_BYTES)
-                self.seconds += source.seconds
-            except OSError as error:
-                self._leave_out(key, "unreadable", f"{name}: {error.strerror or error}")
-                continue
-            digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
-            size += len(data)
-            yield Member(key, name, 0, data)
-        self.identity = {"name": self.shard.name, "size": size, "sha256": digest.hexdigest()}
+            if data is None:
+                self._leave_out(key, "too_large", f"{name!r} has {size} bytes")
+            else:
+                yield Member(key, name, 0, data)
+        if all_read and received != self.shard.size:
+            self._changed(received)
+        # As listed: a file that is left out must not make the folder look changed to a next run.
+        self.identity = {
+            "name": self.shard.name,
+            "size": self.shard.size,
+            "sha256": digest.hexdigest(),
+        }
+
+    def _read(self, name: str) -> tuple[bytes | None, int, bytes]:
+        """Returns the data if they are no more than an image has, the size, and what to hash."""
+        with _open(f"{self.shard.root}/{name}") as file:
+            source = ForwardReader(file)
+            data = source.read(MAX_MEMBER_BYTES)
+            whole = source.finish()
+        self.seconds += source.seconds
+        if source.received > MAX_MEMBER_BYTES:
+            return None, source.received, whole.encode()
+        return data, source.received, data
+
+    def _changed(self, received: int) -> None:
+        problem = f"changed while it was read: {self.shard.size} bytes were listed, {received} read"
+        if self.on_damage == "strict":
+            raise DamagedShardError(
+                f"{self.shard.path} {problem}; start again when nothing writes there, or keep what "
+                "was read with --on-damage salvage"
+            )
+        self.damage = problem
 
     def _leave_out(self, key: str, reason: str, message: str) -> None:
-        self.left_out.append(BadSample(key, 0, reason, message))
+        self.left_out.append(BadSample(_printable(key), 0, reason, message))
 
 
 def starts_as_tar(shard: TarShard) -> bool:
     """Returns whether a file begins with the header of a member. Unreadable ones may be tars."""
     try:
-        with _open(shard.path) as file:
-            return next(walk(ForwardReader(file)), None) is not None
+        with _open(shard.path, _LOOK_BYTES) as file:
+            return next(walk(ForwardReader(file, _LOOK_BYTES)), None) is not None
     except TarDamage:
         return False
     except OSError:
@@ -265,23 +309,40 @@ def sample_key(name: str) -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
-def _problem(entry: Entry) -> BadSample | None:
+def _bad_name(entry: Entry) -> BadSample | None:
     """Returns why a member can belong to no sample, or None."""
-    parts = PurePosixPath(entry.name).parts
     key = sample_key(entry.name)
-    if entry.name.startswith("/") or ".." in parts:
+    if entry.name.startswith("/") or ".." in PurePosixPath(entry.name).parts:
         message = f"{entry.name!r} points out of the shard"
-        return BadSample(key, entry.offset, "unsafe_name", message)
+        return BadSample(_printable(key), entry.offset, "unsafe_name", message)
+    if not _is_utf8(entry.name):
+        message = f"{entry.name!r} is not UTF-8, and keys are text"
+        return BadSample(_printable(key), entry.offset, "unsafe_name", message)
     if not key or key.endswith("/"):
         message = f"{entry.name!r} has nothing before its first dot"
         return BadSample(entry.name, entry.offset, "no_key", message)
-    if not entry.is_file and _is_image(entry.name):
+    return None
+
+
+def _bad_content(entry: Entry) -> BadSample | None:
+    """Returns why a member with the name of an image is none, or None."""
+    key = sample_key(entry.name)
+    if not entry.is_file:
         message = f"{entry.name!r} is a link, device or sparse file"
         return BadSample(key, entry.offset, "not_a_file", message)
-    if entry.size > MAX_MEMBER_BYTES and _is_image(entry.name):
+    if entry.size > MAX_MEMBER_BYTES:
         message = f"{entry.name!r} has {entry.size} bytes"
         return BadSample(key, entry.offset, "too_large", message)
     return None
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be stored; other bytes were read as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _printable(key: str) -> str:
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_image(name: str) -> bool:
@@ -290,7 +351,7 @@ def _is_image(name: str) -> bool:
     )
 
 
-def _is_of_the_system(name: str) -> bool:
+def is_of_the_system(name: str) -> bool:
     """Whether a file is what macOS puts beside every file."""
     return name.rpartition("/")[2].startswith("._") or "__MACOSX" in name
 
@@ -305,12 +366,12 @@ def _looks_like(path: str) -> str:
     return ": it is a web page" if b"<html" in start.lower() else ""
 
 
-def _open(path: str) -> BinaryIO:
+def _open(path: str, block_bytes: int = 8 << 20) -> BinaryIO:
     if "://" not in path:
         return Path(path).open("rb", buffering=0)
     from fsspec.core import url_to_fs
 
     fs, name = url_to_fs(path)
     # Members are read in order, so the next block is asked for and nothing twice.
-    file: BinaryIO = fs.open(name, "rb", block_size=8 << 20, cache_type="readahead")
+    file: BinaryIO = fs.open(name, "rb", block_size=block_bytes, cache_type="readahead")
     return file

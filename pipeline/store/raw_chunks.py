@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from zarr.codecs import Crc32cCodec
 from pipeline.store.errors import DamagedUnitError
 
 _CRC_BYTES = 4
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def check_present(folder: Path, array: zarr.Array) -> None:
@@ -55,31 +60,63 @@ def read_rows(folder: Path, array: zarr.Array, rows: slice | None = None) -> NDA
     Raises:
         DamagedUnitError: a file is cut, or a chunk fails its checksum.
     """
-    total = array.shape[0]
-    start, stop, _ = (rows or slice(None)).indices(total)
+    start, stop, _ = (rows or slice(None)).indices(array.shape[0])
     values = np.empty((max(stop - start, 0), *array.shape[1:]), dtype=array.dtype)
-    per_chunk, per_shard = array.chunks[0], array.shards[0] if array.shards else array.chunks[0]
-    chunk_bytes = per_chunk * math.prod(array.shape[1:])
+    per_shard = array.shards[0] if array.shards else array.chunks[0]
     files = _files(folder, array)
-    for first in range(start - start % per_shard, stop, per_shard):
-        file = files[first // per_shard]
-        with file.open("rb", buffering=0) as source:
-            index = _read_index(source, file, per_shard // per_chunk)
-            for number, (offset, size) in enumerate(index.tolist()):
-                top = first + number * per_chunk
-                low, high = max(top, start), min(top + per_chunk, stop)
-                if low >= high:
-                    continue
-                if size != chunk_bytes + _CRC_BYTES:
-                    raise DamagedUnitError(f"{file}: chunk {number} has {size} bytes")
-                # A whole chunk goes where it belongs; of another a part is copied.
-                whole = low == top and high == top + per_chunk
-                target = values[low - start : high - start]
-                chunk = target if whole else np.empty((per_chunk, *array.shape[1:]), array.dtype)
-                _read_chunk(source, offset, chunk, file, number)
-                if not whole:
-                    target[:] = chunk[low - top : high - top]
+    firsts = range(start - start % per_shard, stop, per_shard)
+    work = [
+        part
+        for first in firsts
+        for part in _chunks_of(files[first // per_shard], array, first, start, stop, values)
+    ]
+    # Reading and checking release the interpreter's lock.
+    with ThreadPoolExecutor(max(1, min(_THREADS, len(work)))) as pool:
+        for _ in pool.map(_read_part, work):
+            pass
     return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A chunk, and where its rows go."""
+
+    file: Path
+    number: int
+    offset: int
+    rows: slice
+    """Of the chunk"""
+    shape: tuple[int, ...]
+    """Of the whole chunk"""
+    target: NDArray[Any]
+
+
+def _chunks_of(
+    file: Path, array: zarr.Array, first: int, start: int, stop: int, values: NDArray[Any]
+) -> Iterator[_Part]:
+    """Yields the chunks of a shard, whose first row is `first`, that hold rows start ... stop."""
+    per_chunk = array.chunks[0]
+    shape = (per_chunk, *array.shape[1:])
+    shard_rows = array.shards[0] if array.shards else per_chunk
+    for number, (offset, size) in enumerate(_read_index(file, shard_rows // per_chunk).tolist()):
+        top = first + number * per_chunk
+        low, high = max(top, start), min(top + per_chunk, stop)
+        if low >= high:
+            continue
+        if size != math.prod(shape) + _CRC_BYTES:
+            raise DamagedUnitError(f"{file}: chunk {number} has {size} bytes")
+        target = values[low - start : high - start]
+        yield _Part(file, number, offset, slice(low - top, high - top), shape, target)
+
+
+def _read_part(part: _Part) -> None:
+    # A whole chunk is read to where it belongs; of another a part is copied.
+    whole = part.target.shape == part.shape
+    chunk = part.target if whole else np.empty(part.shape, part.target.dtype)
+    with part.file.open("rb", buffering=0) as source:
+        _read_chunk(source, part.offset, chunk, part.file, part.number)
+    if not whole:
+        part.target[:] = chunk[part.rows]
 
 
 def _read_chunk(source: Any, offset: int, chunk: NDArray[Any], file: Path, number: int) -> None:
@@ -98,11 +135,12 @@ def _read_chunk(source: Any, offset: int, chunk: NDArray[Any], file: Path, numbe
         raise DamagedUnitError(f"{file}: chunk {number} fails its checksum")
 
 
-def _read_index(source: Any, file: Path, chunks: int) -> NDArray[np.uint64]:
+def _read_index(file: Path, chunks: int) -> NDArray[np.uint64]:
     """Returns (offset, size) of the chunks of a shard."""
     length = 16 * chunks
-    source.seek(-(length + _CRC_BYTES), 2)
-    data = source.read(length + _CRC_BYTES)
+    with file.open("rb", buffering=0) as source:
+        source.seek(-(length + _CRC_BYTES), 2)
+        data = source.read(length + _CRC_BYTES)
     if len(data) != length + _CRC_BYTES or google_crc32c.value(data[:length]) != int.from_bytes(
         data[length:], "little"
     ):

@@ -1,5 +1,8 @@
 """What a cache says is what the method says about the recorded views."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +91,33 @@ def test_scoring_again_with_another_seed_draws_other_views(scored):
     units = scored()[0].units
     assert not np.array_equal(first(units[0])["visible"], second(units[0])["visible"])
     assert not np.array_equal(first(units[0])["crop"], second(units[0])["crop"])
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import numpy as np, torch
+from stages.protocols import Sample
+from stages.score import ScoreConfig, UnitScorer
+
+torch.set_num_threads(1)
+config = ScoreConfig(mae=sys.argv[1], partitions=64, score_dtype="float32", batch_size=32)
+scorer = UnitScorer(config)
+image = np.random.default_rng(0).integers(0, 256, (60, 60, 3)).astype(np.uint8)
+samples = [scorer.prepare(Sample(f"k{i}", image)) for i in range(32)]
+(plain,) = scorer.batches(samples)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), -1))
+scorer.chunk = 4096
+(rows,) = scorer.batches(samples)
+print(scorer.chunk, len(scorer.take_notes()), np.abs(rows["score"] / plain["score"] - 1).max())
+"""
+
+
+def test_a_lack_of_memory_halves_what_is_scored_at_a_time_and_goes_on(small_mae):
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(small_mae)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    chunk, notes, difference = done.stdout.split()
+    assert 1 <= int(chunk) < 4096
+    assert int(chunk) * 2 ** int(notes) == 4096
+    assert float(difference) < 1e-4

@@ -82,3 +82,29 @@ def test_read_samples_gives_pixels(shard, photographs):
     samples = list(read_samples(shard))
     assert [sample.key for sample in samples] == list(photographs)
     assert all(sample.image.dtype == np.uint8 for sample in samples)
+
+
+def test_closing_ends_the_threads_though_the_iterator_is_held(shard):
+    stream = SampleStream(shard, prepare=lambda s: s, threads=2, megabytes_ahead=0)
+    held = iter(stream)
+    next(held)
+    stream.close()
+    assert decode_threads() == []
+    with pytest.raises(ValueError, match="closed"):
+        next(held)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_exception_where_the_samples_are_used_leaves_no_thread(shard, error, threads):
+    stream = SampleStream(shard, prepare=lambda s: s, threads=threads)
+    with pytest.raises(error), stream:  # noqa: PT012  the exception's frames hold the iterator
+        for _ in stream:
+            raise error
+    assert decode_threads() == []
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_is_prepared_may_be_none(shard, photographs, threads):
+    stream = SampleStream(shard, prepare=lambda s: None, threads=threads)
+    assert list(stream) == [None] * len(photographs)

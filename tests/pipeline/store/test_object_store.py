@@ -156,7 +156,7 @@ def test_a_lease_keeps_others_out_and_a_dead_one_is_taken_over(bucket, monkeypat
         assert json.loads(place.read(".lock"))["renewed"] > first
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_driver_leaves_nothing_that_its_successor_does_not_mend(
     photographs, small_mae, make_tar, bucket, tmp_path
 ):

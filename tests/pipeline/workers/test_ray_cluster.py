@@ -9,7 +9,7 @@ from ltrp_core.errors import RequestError
 from pipeline.workers import open_pool
 from pipeline.workers.ray_start import import_ray, machines
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
 class Slowly:

@@ -58,7 +58,7 @@ with open_pool("1") as pool:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_ray_of_our_own_that_dies_ends_the_run():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_RAYLET],
