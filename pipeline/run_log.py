@@ -22,7 +22,10 @@ _LINES_A_PART = 2000
 
 
 class RunLog:
-    """Writes the events of one driver; the place's lock must be held."""
+    """Writes the events of one driver; the place's lock must be held.
+
+    A log that cannot be written ends no run: events wait for the next try, and `problem` says why.
+    """
 
     def __init__(self, place: LocalPlace | ObjectPlace) -> None:
         self.place = place
@@ -31,28 +34,36 @@ class RunLog:
         self._part = 0
         self._lines: list[str] = []
         self._sent = time.monotonic()
+        self.problem: str | None = None
 
     def write(self, event: str, **facts: Any) -> None:
         """Adds one event."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
-        if isinstance(self.place, LocalPlace):
-            folder = self.place.path / LOG
-            folder.mkdir(exist_ok=True)
-            with (folder / f"{self._name}.jsonl").open("a") as file:
-                file.write(f"{line}\n")
-            return
-        self._lines.append(line)
-        if time.monotonic() - self._sent > _SEND_EVERY_S or len(self._lines) >= _LINES_A_PART:
+        self._lines.append(json.dumps({"event": event, "time": round(time.time(), 3), **facts}))
+        due = time.monotonic() - self._sent > _SEND_EVERY_S or len(self._lines) >= _LINES_A_PART
+        if due or isinstance(self.place, LocalPlace):
             self.flush()
 
     def flush(self) -> None:
         """Makes the events visible to others."""
-        if self._lines:
-            name = f"{LOG}/{self._name}.{self._part:05d}.jsonl"
-            self.place.replace(name, ("\n".join(self._lines) + "\n").encode())
+        try:
+            self._send()
+            self.problem = None
+        except OSError as error:
+            self.problem = f"the log could not be written: {error.strerror or error}"
         self._sent = time.monotonic()
-        if len(self._lines) >= _LINES_A_PART:
-            self._part, self._lines = self._part + 1, []
+
+    def _send(self) -> None:
+        text = "".join(f"{line}\n" for line in self._lines)
+        if isinstance(self.place, LocalPlace):
+            folder = self.place.path / LOG
+            folder.mkdir(exist_ok=True)
+            with (folder / f"{self._name}.jsonl").open("a") as file:
+                file.write(text)
+            self._lines = []
+        elif text:
+            self.place.replace(f"{LOG}/{self._name}.{self._part:05d}.jsonl", text.encode())
+            if len(self._lines) >= _LINES_A_PART:
+                self._part, self._lines = self._part + 1, []
 
 
 def read_log(place: LocalPlace | ObjectPlace) -> Iterator[dict[str, Any]]:

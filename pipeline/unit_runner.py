@@ -124,9 +124,10 @@ class CacheRunner:
                 # Also on Ctrl-C: the manifest has what was committed, the log says how it went.
                 fault_point("before_manifest")
                 cache.clear_attempts()
-                cache.write_manifest()
                 log.write("end", **run.totals())
                 log.flush()
+                _write_manifest(cache, summary)
+                summary.notes += [log.problem] if log.problem else []
         run.close(self.pool.start_up_s)
         return summary
 
@@ -223,6 +224,16 @@ class _Run:
 
 def _times(attempts: int) -> str:
     return f" ({attempts} attempts)" if attempts > 1 else ""
+
+
+def _write_manifest(cache: Cache, summary: Summary) -> None:
+    try:
+        cache.write_manifest()
+    except OSError as error:
+        # A run that a full disk has stopped says that, and not that the manifest is stale.
+        if not summary.stopped:
+            raise
+        summary.notes.append(f"the manifest is not up to date: {error.strerror or error}")
 
 
 def _check_extends(cache: Cache, identity: Mapping[str, Any]) -> None:
