@@ -52,7 +52,9 @@ def describe_unit(cache: Cache, unit: str) -> str:
     if receipt.damage:
         lines.append(f"  salvaged {receipt.damage}")
     for name, values in arrays.items():
-        lines.append(f"  array    {name:16} {values.dtype!s:8} {values.shape}")
+        kind = "string" if values.dtype == object else str(values.dtype)
+        size = "" if values.dtype == object else f"  {values.nbytes} bytes"
+        lines.append(f"  array    {name:16} {kind:8} {values.shape}{size}")
     for name in ("score", "ranker_score"):
         if name in arrays and arrays[name].size:
             lines.append(f"  {name:8} {_distribution(arrays[name])}")
@@ -100,14 +102,19 @@ def draw_sample(
     Without `shards` the patches come from the cache, if it was made with `--pixels`.
 
     Raises:
-        RequestError: no such key, view or partition, or there is nothing to draw from.
+        RequestError: no such key, view or partition, there is nothing to draw from, or `out` does
+            not end with .png.
     """
+    if out.suffix.lower() != ".png":
+        raise RequestError(f"--png {out}: pass a name that ends with .png")
     arrays = cache.read(unit)
     row = _row(cache, unit, arrays, key)
     if row is None:
         raise RequestError(_bad_sample(cache, unit, key))
     shape = arrays.get("score", np.empty((0, 0, 0))).shape
-    if not (view < shape[1] and partition < shape[2]):
+    if "score" not in arrays:
+        raise RequestError(f"{cache.url} holds no scores; --png draws samples of `score` caches")
+    if not (0 <= view < shape[1] and 0 <= partition < shape[2]):
         raise RequestError(
             f"{unit} has {shape[1]} view(s) of {shape[2]} partition(s); "
             f"there is no view {view}, partition {partition}"

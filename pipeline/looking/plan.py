@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import SampleStream
 from pipeline.inputs.shards import FolderShard
@@ -38,6 +39,8 @@ class Plan:
     """(view, partition) pairs of all images"""
     passes: int
     """Decoder passes: one a record and one more for each of its visible patches."""
+    encoder_passes: int
+    """One a record; in the encoder phase as many as decoder passes"""
     device: str
     threads: int
     tried: int
@@ -57,11 +60,16 @@ def make_plan(
     """Scores images of the first shards for `seconds`, and extrapolates.
 
     Raises:
-        RequestError: the weights or options cannot be used.
+        RequestError: the weights or options cannot be used, or no image can be read.
         DamagedShardError: the first shard is not whole enough to try.
     """
     scorer = UnitScorer(config)
     blocks, tried, read_bytes, trial_s = _trial(scorer, shards, seconds)
+    if not blocks:
+        raise RequestError(
+            f"none of the {len(shards)} shard(s) from {shards[0].path} on holds an image that can "
+            "be read; there is nothing to plan from"
+        )
     input_bytes = sum(shard.size for shard in shards)
     exact = all(isinstance(shard, FolderShard) for shard in shards)
     images = (
@@ -80,6 +88,7 @@ def make_plan(
         images_are_exact=exact,
         records=images * each,
         passes=images * each * (n + 1),
+        encoder_passes=images * each * (n + 1 if config.phase == "encoder" else 1),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
         tried=tried,
@@ -168,7 +177,8 @@ def format_plan(plan: Plan, *, workers: int = 64) -> str:
     kind = "GPU" if plan.device != "CPU" else f"worker of {plan.threads} CPU threads"
     lines = [
         f"input    {plan.shards} shards, {_size(plan.input_bytes)}, {about}{plan.images} images",
-        f"work     {plan.records} records, {plan.passes:.3g} decoder passes",
+        f"work     {plan.records} records, {plan.passes:.3g} decoder passes, "
+        f"{plan.encoder_passes:.3g} encoder passes",
         f"trial    {plan.images_per_s:.2f} images/s on this device ({plan.device}, "
         f"{plan.threads} threads): {plan.tried} images in {plan.trial_s:.1f} s",
         f"in all   {hours:.2f} hours of one {kind}; if workers do not hinder each other:",

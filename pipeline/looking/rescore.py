@@ -15,10 +15,11 @@ from ltrp_core.errors import RequestError
 from ltrp_core.seeding import random_permutation
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.samples import SampleStream
+from pipeline.inputs.shards import Member, ShardReader
 from pipeline.record_stream import match_shards
 from pipeline.store.cache import Cache
-from stages.protocols import Arrays, Sample
-from stages.score import PreparedSample, ScoreConfig, UnitScorer
+from stages.protocols import Arrays, BadSample
+from stages.score import ScoreConfig, UnitScorer
 
 _TOLERANCE = {"float16": 2.0**-10, "float32": 1e-4}
 """Largest difference, as a share of the record's largest score: float16 rounds by half of it, and
@@ -56,8 +57,8 @@ def rescore(
     """
     if cache.identity.get("stage") != "score":
         raise RequestError(f"{cache.url} holds no scores; --rescore is for caches of `score`")
-    by_unit = match_shards(cache, shards)
     chosen = choose(cache, share, seed)
+    by_unit = match_shards(cache, shards, list(chosen))
     result = Comparison()
     for part in (cache, *cache.appended):
         scorer = UnitScorer(_config(part, mae, device))
@@ -76,7 +77,7 @@ def rescore(
 
 
 def choose(cache: Cache, share: float, seed: int) -> dict[str, list[int]]:
-    """Returns rows by unit: `share` of all samples, at least one, a function of cache and seed."""
+    """Returns rows by unit: `share` of all samples, rounded up, a function of cache and seed."""
     units = cache.units
     counts = [cache.rows[unit].n_ok for unit in units]
     total = sum(counts)
@@ -109,11 +110,9 @@ def _again(
     known = cache.rows[unit]
     on_damage: OnDamage = "strict" if known.damage is None else "salvage"
 
-    def prepare(sample: Sample) -> PreparedSample | str:
-        return scorer.prepare(sample) if sample.key in wanted else ""
-
-    with SampleStream(shard, on_damage=on_damage, prepare=prepare) as stream:
-        samples = [sample for sample in stream if isinstance(sample, PreparedSample)]
+    some = _SomeOf(shard, frozenset(wanted))
+    with SampleStream(some, on_damage=on_damage, prepare=scorer.prepare) as stream:
+        samples = list(stream)
     if stream.identity["sha256"] != known.shard_sha256 or len(samples) != len(wanted):
         raise RequestError(
             f"{shard.path} is not what unit {unit} was scored from (another sha256); "
@@ -124,6 +123,47 @@ def _again(
         yield wanted[sample.rows["key"]], block
 
 
+@dataclass(frozen=True, slots=True)
+class _SomeOf:
+    """A shard of which only some images are decoded; all its bytes are read, for the sha256."""
+
+    shard: Shard
+    keys: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.shard.name
+
+    @property
+    def path(self) -> str:
+        return self.shard.path
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+    @property
+    def stamp(self) -> str:
+        return self.shard.stamp
+
+    def open(self, on_damage: OnDamage = "strict") -> _SomeMembers:
+        return _SomeMembers(self.shard.open(on_damage), self.keys)
+
+
+class _SomeMembers:
+    def __init__(self, reader: ShardReader, keys: frozenset[str]) -> None:
+        self._reader, self._keys = reader, keys
+        self.identity: dict[str, Any] = {}
+        self.left_out: list[BadSample] = []
+        self.damage: str | None = None
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Member]:
+        yield from (member for member in self._reader if member.key in self._keys)
+        self.identity, self.left_out = self._reader.identity, self._reader.left_out
+        self.damage, self.seconds = self._reader.damage, self._reader.seconds
+
+
 def _compare(result: Comparison, name: str, row: int, stored: Arrays, again: Arrays) -> None:
     for array in ("size", "crop", "flip", "visible"):
         if not np.array_equal(stored[array][row], again[array][0]):
@@ -132,6 +172,8 @@ def _compare(result: Comparison, name: str, row: int, stored: Arrays, again: Arr
     old, new = stored["score"][row].astype(np.float64), again["score"][0].astype(np.float64)
     scale = np.abs(new).max(axis=-1, keepdims=True)
     difference: NDArray[np.float64] = np.abs(old - new) / np.where(scale == 0, 1.0, scale)
+    # NaN compares as neither larger nor smaller: a stored NaN would pass.
+    difference = np.nan_to_num(difference, nan=np.inf)
     result.records += int(np.prod(old.shape[:-1]))
     result.largest = max(result.largest, float(difference.max()))
     allowed = _TOLERANCE[str(stored["score"].dtype)]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -60,11 +61,15 @@ class Status:
     n_bad: int
     reasons: Mapping[str, int]
     bytes: int
+    retried: int
+    """Shards that took more than one attempt"""
     images_per_s: float | None
-    """Of all workers together, over the last five minutes of work."""
+    """Of all workers together: now if a driver is writing, else when the last one ended."""
+    overall_images_per_s: float | None
+    """Of all workers together, over all drivers from their start to their last unit"""
     seconds: Mapping[str, float]
     workers: Mapping[str, float]
-    """images/s by worker"""
+    """images/s by host:device, all its processes together"""
     eta_s: float | None
     appended: tuple[str, ...]
 
@@ -87,15 +92,16 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
     newest = {e["unit"]: e for e in events if e["event"] in ("done", "failed")}
     shards = tuple(_shard(name, rows, newest) for name in names)
     done = [e for e in events if e["event"] == "done"]
-    rate = _rate(done)
-    pending = [shard for shard in shards if shard.state == "pending"]
-    images = sum(row.n_in for row in rows.values())
-    a_shard = images / len(rows) if rows else None
     writing = _writer(cache)
+    drivers = _drivers(events)
+    rate = _rate(*drivers[-1], now if writing else None) if drivers else None
+    pending = [shard for shard in shards if shard.state == "pending"]
+    # As the rate counts them: n_ok, not what was in the shards.
+    a_shard = sum(row.n_ok for row in rows.values()) / len(rows) if rows else None
     known = rate is not None and a_shard is not None and bool(writing)
     return Status(
         url=cache.url,
-        stage=str(cache.run["stage"]),
+        stage=str(cache.identity["stage"]),
         run_id=cache.run_id,
         writing=writing,
         shards=shards,
@@ -104,13 +110,15 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
         n_bad=sum(row.n_bad for row in rows.values()),
         reasons=_reasons(rows.values()),
         bytes=sum(row.bytes for row in rows.values()),
+        retried=sum(shard.attempts > 1 for shard in shards),
         images_per_s=rate,
+        overall_images_per_s=_overall(drivers),
         seconds={name: sum(e["seconds"].get(name, 0.0) for e in done) for name in STEPS},
         workers=_workers(done),
         eta_s=len(pending) * a_shard / rate if known and rate and a_shard else None,
         appended=tuple(
             f"{part.url.rsplit('/', 1)[-1]}: {part.identity['views']} view(s), "
-            f"{len(part.rows)} of {len(rows)} units"
+            f"{len(_rows(part))} of {len(rows)} units"
             for part in cache.parts
         ),
     )
@@ -159,21 +167,57 @@ def _shard(name: str, rows: Mapping[str, UnitRow], newest: Mapping[str, Any]) ->
     return ShardStatus(name, "pending")
 
 
-def _rate(done: list[dict[str, Any]]) -> float | None:
-    if not done:
-        return None
-    last = max(event["time"] for event in done)
-    recent = [event for event in done if event["time"] > last - _RECENT_S]
-    first = min(event["time"] - event["seconds"]["total"] for event in recent)
-    return float(sum(event["n_ok"] for event in recent) / max(last - first, 1e-9))
+def _drivers(events: Iterable[dict[str, Any]]) -> list[tuple[float, list[dict[str, Any]]]]:
+    """Returns (start, done events) of every driver that has committed a unit, oldest first."""
+    drivers: list[tuple[float, list[dict[str, Any]]]] = []
+    for event in events:
+        if event["event"] == "start":
+            drivers.append((event["time"], []))
+        elif event["event"] == "done" and drivers:
+            drivers[-1][1].append(event)
+    return [(start, done) for start, done in drivers if done]
+
+
+def _rate(start: float, done: list[dict[str, Any]], now: float | None) -> float:
+    """Returns the images/s of one driver over its last minutes, until `now` or its last unit.
+
+    The window is a whole number of units long, of the longest there: of many workers with long
+    units only few end in five minutes, and what they have begun before must not count as idle.
+    """
+    end = max(event["time"] for event in done)
+    longest = max(e["seconds"]["total"] for e in done if e["time"] > end - _RECENT_S)
+    window = longest * math.ceil(_RECENT_S / longest) if longest else _RECENT_S
+    end = end if now is None else max(now, end)
+    window = min(window, max(end - start, 1e-9))
+    return float(sum(e["n_ok"] for e in done if e["time"] > end - window) / window)
+
+
+def _overall(drivers: Iterable[tuple[float, list[dict[str, Any]]]]) -> float | None:
+    images, seconds = 0, 0.0
+    for start, done in drivers:
+        images += sum(event["n_ok"] for event in done)
+        seconds += max(event["time"] for event in done) - start
+    return images / seconds if seconds > 0 else None
 
 
 def _workers(done: list[dict[str, Any]]) -> dict[str, float]:
-    images, seconds = Counter[str](), Counter[str]()
+    """Several processes of one host have one name: seconds in which any of them worked count."""
+    images, spans = Counter[str](), dict[str, list[tuple[float, float]]]()
     for event in done:
         images[event["worker"]] += event["n_ok"]
-        seconds[event["worker"]] += event["seconds"]["total"]
+        span = (event["time"] - event["seconds"]["total"], event["time"])
+        spans.setdefault(event["worker"], []).append(span)
+    seconds = {name: _covered(spans[name]) for name in spans}
     return {name: images[name] / seconds[name] for name in sorted(images) if seconds[name]}
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Returns the seconds that lie in any of the spans."""
+    total, reached = 0.0, -math.inf
+    for first, last in sorted(spans):
+        total += max(last - max(first, reached), 0.0)
+        reached = max(reached, last)
+    return total
 
 
 def _reasons(rows: Iterable[UnitRow]) -> dict[str, int]:
@@ -193,7 +237,7 @@ def _writer(cache: Cache) -> str:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return file.read().strip()
+                    return file.read().strip() or "a process that has just begun"
         except OSError:
             return ""
         return ""
@@ -206,7 +250,12 @@ def _writer(cache: Cache) -> str:
 
 def to_json(status: Status) -> str:
     """Returns the status for machines."""
-    return json.dumps(asdict(status), indent=1, sort_keys=True)
+    # Not `asdict`: it copies every dictionary of every shard, seconds for 100,000 of them.
+    facts = {name: getattr(status, name) for name in Status.__slots__}
+    facts["shards"] = [
+        {name: getattr(shard, name) for name in ShardStatus.__slots__} for shard in status.shards
+    ]
+    return json.dumps(facts, sort_keys=True)
 
 
 def format_status(status: Status, *, shards: bool = False) -> str:
@@ -216,6 +265,7 @@ def format_status(status: Status, *, shards: bool = False) -> str:
         f"{status.url}: {status.stage}, run {status.run_id}",
         f"  shards   {len(status.shards)} = {counts['done']} done + {counts['failed']} failed + "
         f"{counts['pending']} pending"
+        + (f"; {status.retried} took more than one attempt" if status.retried else "")
         + (f"; {status.others} more unit(s) of earlier runs" if status.others else ""),
         f"  images   {status.n_ok} ok, {status.n_bad} bad"
         + "".join(f", {count} {reason}" for reason, count in status.reasons.items()),
@@ -224,7 +274,11 @@ def format_status(status: Status, *, shards: bool = False) -> str:
     ]
     if status.images_per_s is not None:
         eta = f", about {_duration(status.eta_s)} left" if status.eta_s is not None else ""
-        lines.append(f"  speed    {status.images_per_s:.2f} images/s{eta}")
+        when = "now" if status.writing else "at the end"
+        overall = (
+            f", {status.overall_images_per_s:.2f} over all" if status.overall_images_per_s else ""
+        )
+        lines.append(f"  speed    {status.images_per_s:.2f} images/s {when}{overall}{eta}")
         working = max(sum(status.seconds[name] for name in ("wait", "model", "write")), 1e-9)
         steps = ", ".join(
             f"{name} {100 * status.seconds[name] / working:.1f} %"
