@@ -145,7 +145,7 @@ def read_rates(
     print(
         f"without pixels: {1000 * seconds:.1f} ms, {records / seconds / 1e6:.2f} million records/s"
     )
-    count = min(samples, 1500)
+    count = samples
     rng = np.random.default_rng(0)
     path = scratch / "pixels" / "records.zarr"
     path.parent.mkdir()

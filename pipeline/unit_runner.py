@@ -27,6 +27,8 @@ from stages.protocols import ArrayField, Bar, Progress, Summary
 
 _ENOUGH_TO_JUDGE = 1000
 """Images below which no share of bad ones stops a run."""
+_MANIFEST_EVERY_S = 60.0
+"""So that `status` of a long run need not read every receipt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +121,9 @@ class CacheRunner:
                             cache.add(outcome.result["row"])
                         if summary.stopped:
                             break
+                        if time.monotonic() - run.manifest_at > _MANIFEST_EVERY_S:
+                            run.manifest_at = time.monotonic()
+                            cache.write_manifest()
                 summary.notes += self.pool.notes
             finally:
                 # Also on Ctrl-C: the manifest has what was committed, the log says how it went.
@@ -153,7 +158,7 @@ class _Run:
     pending: Sequence[PendingUnit]
     skipped: int
     started: float = field(default_factory=time.monotonic)
-    seconds: dict[str, float] = field(default_factory=dict)
+    manifest_at: float = field(default_factory=time.monotonic)
     retried: int = 0
 
     def count(self, outcome: Outcome, bar: Bar) -> None:
@@ -171,8 +176,6 @@ class _Run:
             summary.n_ok += row.n_ok
             summary.n_bad += row.n_bad
             seconds = outcome.result["seconds"]
-            for name, value in seconds.items():
-                self.seconds[name] = self.seconds.get(name, 0.0) + value
             if row.damage is not None:
                 summary.notes.append(f"salvaged {unit.shard.name}: {row.damage}")
             summary.notes += [f"{unit.shard.name}: {note}" for note in outcome.result["notes"]]

@@ -23,7 +23,7 @@ from stages.protocols import ArrayField, Arrays
 
 _CHUNK_ROWS = 16384
 _CHUNK_BYTES = 4 << 20
-_SHARD_CHUNKS = 16
+_SHARD_CHUNKS = 8
 """A Zarr shard (one file) is at most so many chunks: that much is held in memory while writing."""
 _FIELDS = "fields"
 """Attribute of the group: what the arrays are, for conversion and for readers."""
