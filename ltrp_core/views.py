@@ -96,7 +96,7 @@ def render_view(image: NDArray[np.uint8], view: View, size: int) -> Tensor:
         )
     rows = slice(view.top, view.top + view.height)
     columns = slice(view.left, view.left + view.width)
-    box = torch.from_numpy(np.ascontiguousarray(image[rows, columns])).permute(2, 0, 1)
+    box = torch.from_numpy(np.array(image[rows, columns], order="C")).permute(2, 0, 1)
     pixels = F.interpolate(box[None], (size, size), mode="bicubic", antialias=True)[0]
     return pixels.flip(-1) if view.flip else pixels.contiguous()
 

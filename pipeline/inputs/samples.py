@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, cast
 
-from pipeline.inputs.images import ImageError, decode_image, decoded_bytes
+from pipeline.inputs.images import ImageError, decode_image, decoding_bytes
 from pipeline.inputs.shards import Member, OnDamage, Shard
 from stages.protocols import BadSample, Sample
 
@@ -135,7 +135,7 @@ class SampleStream(Generic[T]):
             def read() -> None:
                 try:
                     for member in self._reader:
-                        cost = len(member.data) + decoded_bytes(member.data)
+                        cost = len(member.data) + decoding_bytes(member.data)
                         while not (room.acquire(timeout=0.1) or self._ended.is_set()):
                             pass
                         while not (budget.take(cost, timeout=0.1) or self._ended.is_set()):
