@@ -1,4 +1,8 @@
-"""Ranking losses: the formulas' values and gradients, at any size of score, list by list."""
+"""Ranking losses: the formulas' values and gradients, at any size of score, list by list.
+
+What every loss of the table promises, and what is peculiar to the paper's four; the newer ones have
+a file of their own for that.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +29,13 @@ ORACLES: dict[str, oracle.Loss] = {
     "listnet": oracle.listnet,
     "ranknet": oracle.ranknet,
     "regression": oracle.regression,
+    "approx_ndcg": oracle.approx_ndcg,
+    "lambda_loss": oracle.lambda_loss,
+    "plateau_listmle": oracle.plateau_listmle,
 }
 NAMES = sorted(LOSSES)
+OF_DIFFERENCES = sorted(set(NAMES) - {"regression"})
+WITHOUT_PLATEAUS: dict[str, dict[str, Any]] = {"plateau_listmle": {"noise": 0.0}}
 
 
 def _lists(count: int, length: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -41,6 +52,14 @@ def _gradient(loss: Callable[..., Tensor], scores: Tensor, targets: Tensor) -> T
     scores = scores.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(scores, targets), scores)
     return gradient
+
+
+def _differentiable(name: str, scores: list[float], targets: list[float]) -> oracle.Loss:
+    """Returns the formula as a function whose slope is the gradient: weights hold still."""
+    if name != "lambda_loss":
+        return ORACLES[name]
+    exact = [Decimal(s) for s in scores], [Decimal(y) for y in targets]
+    return partial(oracle.lambda_loss, places=oracle.places_of(*exact))
 
 
 def test_every_loss_has_an_oracle() -> None:
@@ -88,6 +107,34 @@ def test_listmle_is_the_probability_of_an_order_and_those_of_all_orders_sum_to_1
     assert total == pytest.approx(1.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("top", [1, 2, 5, 6])
+def test_listmle_of_the_first_places_is_the_probability_that_these_come_first(top: int) -> None:
+    scores, targets = 2 * _lists(3, 6), _lists(3, 6, seed=1)
+    found = float(listmle(scores, targets, top=top))
+    expected = _expected(partial(oracle.listmle, top=top), scores, targets)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_probabilities_of_all_first_two_places_sum_to_1() -> None:
+    scores = 2 * _lists(1, 5)
+    total = 0.0
+    for first, second in itertools.permutations(range(5), 2):
+        targets = torch.zeros(1, 5)
+        targets[0, first], targets[0, second] = 2.0, 1.0
+        total += math.exp(-float(listmle(scores, targets, top=2)))
+    assert total == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["listmle", "lambda_loss"])
+def test_all_places_count_unless_said_and_more_than_there_are_is_refused(name: str) -> None:
+    scores, targets = _lists(3, 7), _lists(3, 7, seed=1)
+    assert torch.equal(LOSSES[name](scores, targets, top=7), LOSSES[name](scores, targets))
+    assert float(LOSSES[name](scores, targets, top=3)) < float(LOSSES[name](scores, targets))
+    for top in (0, -1, 8):
+        with pytest.raises(RequestError, match=f"top must be from 1 to n = 7 places; got {top}"):
+            LOSSES[name](scores, targets, top=top)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_pass_gradcheck_in_double_precision(name: str) -> None:
     scores = (2 * _lists(3, 7)).requires_grad_()
@@ -115,7 +162,7 @@ def test_scores_of_1e4_give_the_right_value_and_gradient(
     scores = torch.tensor([HUGE[case]], dtype=dtype)
     for targets in (scores, -scores, torch.tensor([[0.0, 5, 2, 1, 4, 3]], dtype=dtype)):
         row, wanted = scores[0].tolist(), targets[0].tolist()
-        expected = torch.tensor([oracle.gradient(ORACLES[name], row, wanted)])
+        expected = torch.tensor([oracle.gradient(_differentiable(name, row, wanted), row, wanted)])
         value = oracle.value(ORACLES[name], row, wanted)
         assert float(LOSSES[name](scores, targets)) == pytest.approx(value, rel=1e-6, abs=tolerance)
         found = _gradient(LOSSES[name], scores, targets).to(expected)
@@ -138,6 +185,9 @@ def test_patches_may_be_listed_in_any_order(name: str, length: int, seed: int) -
     order = _lists(3, length, seed + 2000).argsort(dim=1)
     shuffled = LOSSES[name](scores.gather(1, order), targets.gather(1, order))
     torch.testing.assert_close(shuffled, LOSSES[name](scores, targets), rtol=1e-11, atol=1e-12)
+    expected = _gradient(LOSSES[name], scores, targets).gather(1, order)
+    found = _gradient(LOSSES[name], scores.gather(1, order), targets.gather(1, order))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,6 +199,37 @@ def test_a_batch_costs_the_mean_of_its_lists_and_moves_each_by_its_own_gradient(
         _gradient(LOSSES[name], s[None], y[None]) / 5 for s, y in zip(scores, targets, strict=True)
     ]
     torch.testing.assert_close(_gradient(LOSSES[name], scores, targets), torch.cat(slopes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_reduction_a_loss_gives_the_cost_of_each_list_whatever_the_batch(name: str) -> None:
+    scores, targets = _lists(5, 19), _lists(5, 19, seed=1)
+    costs = LOSSES[name](scores, targets, reduction="none")
+    singles = [LOSSES[name](s[None], y[None]) for s, y in zip(scores, targets, strict=True)]
+    torch.testing.assert_close(costs, torch.stack(singles))
+    torch.testing.assert_close(costs.mean(), LOSSES[name](scores, targets))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unequal_micro_batches_can_be_weighted_to_the_gradient_of_the_whole(name: str) -> None:
+    scores, targets = _lists(7, 19).requires_grad_(), _lists(7, 19, seed=1)
+    for part in (slice(0, 4), slice(4, 6), slice(6, 7)):
+        (LOSSES[name](scores[part], targets[part], reduction="none").sum() / 7).backward()
+    torch.testing.assert_close(scores.grad, _gradient(LOSSES[name], scores.detach(), targets))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    lists=st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=9),
+    scale=st.sampled_from([1e-4, 1.0, 3000.0]),
+)
+def test_no_list_costs_less_than_nothing(
+    name: str, lists: list[tuple[int, int]], scale: float
+) -> None:
+    scores, targets = (torch.tensor([column], dtype=torch.float32) for column in zip(*lists))
+    cost = LOSSES[name](scores * scale, targets)
+    assert 0.0 <= float(cost) < math.inf
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,7 +248,7 @@ def test_gradient_descent_on_a_loss_finds_the_order_of_the_targets(name: str) ->
     optimizer = torch.optim.Adam([scores], lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        LOSSES[name](scores, targets).backward()
+        LOSSES[name](scores, targets, **WITHOUT_PLATEAUS.get(name, {})).backward()
         optimizer.step()
     assert torch.equal(scores.argsort(dim=1), targets.argsort(dim=1))
 
@@ -181,14 +262,14 @@ def test_the_unit_of_the_targets_does_not_matter(name: str, scale: float) -> Non
     torch.testing.assert_close(scaled, LOSSES[name](scores, targets), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["listmle", "listnet", "ranknet"])
+@pytest.mark.parametrize("name", OF_DIFFERENCES)
 def test_a_shift_of_all_scores_of_a_list_does_not_matter(name: str) -> None:
     scores, targets = _lists(3, 19), _lists(3, 19, seed=1)
     shifted = scores + torch.tensor([[100.0], [-7.0], [0.5]], dtype=torch.float64)
     torch.testing.assert_close(LOSSES[name](shifted, targets), LOSSES[name](scores, targets))
 
 
-@pytest.mark.parametrize("name", ["listmle", "listnet", "ranknet"])
+@pytest.mark.parametrize("name", OF_DIFFERENCES)
 def test_scores_that_drifted_to_1e4_cost_no_digit_of_their_differences(name: str) -> None:
     # Multiples of 1/1024, the spacing of float32 at 1e4: the shift itself is exact.
     scores = (_lists(4, 196, dtype=torch.float32) * 1024).round() / 1024
@@ -208,6 +289,9 @@ def test_a_constant_list_of_targets_asks_for_no_order(length: int) -> None:
     assert float(ranknet(scores, targets)) == 0.0
     torch.testing.assert_close(regression(scores, targets), scores.square().mean())
     torch.testing.assert_close(listnet(scores, targets), -scores.log_softmax(1).mean())
+    for name in ("approx_ndcg", "lambda_loss", "plateau_listmle"):
+        assert float(LOSSES[name](scores, targets)) == 0.0
+        assert not bool(_gradient(LOSSES[name], scores, targets).any())
 
 
 def test_equal_targets_are_taken_by_index_without_a_generator() -> None:
@@ -309,6 +393,12 @@ def test_temperature_sigma_and_tie_out_of_range_are_refused(bad: float) -> None:
         ranknet(*lists, sigma=bad)
     with pytest.raises(RequestError, match="tie"):
         ranknet(*lists, tie=bad if bad else -0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_reduction_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="unknown reduction 'sum'; known: mean, none"):
+        LOSSES[name](torch.zeros(1, 3), torch.zeros(1, 3), reduction="sum")
 
 
 def test_losses_are_found_by_name_and_a_misspelling_is_answered_with_the_nearest() -> None:
