@@ -184,7 +184,7 @@ class TransformerRanker(Ranker):
         kernel = projection.weight.permute(0, 2, 3, 1).flatten(1)
         tokens = F.linear(patches, kernel, projection.bias)
         positions = self.pos_embed[:, 1:] if visible is None else self.pos_embed[0, 1:][visible]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         tokens = torch.cat([cls.to(tokens.dtype), tokens + positions.to(tokens.dtype)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

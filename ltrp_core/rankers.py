@@ -12,20 +12,27 @@ and every timm backbone are dense, whatever is asked of them by `visible`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import math
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ltrp_core.checkpoint_formats import first_line, listed
+from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, unknown_name
+from ltrp_core.positions import interpolate_positions, table_grid
 from ltrp_core.ranker_models import (
     MOBILE_FORMER,
     TRANSFORMERS,
@@ -42,7 +49,10 @@ __all__ = [
     "Input",
     "Ranker",
     "create_ranker",
+    "describe_ranker",
+    "fit_to_grid",
     "load_ranker",
+    "locate_ranker",
     "read_config",
     "save_ranker",
 ]
@@ -50,8 +60,11 @@ __all__ = [
 RANKERS = (*TRANSFORMERS, MOBILE_FORMER)
 """The ranking models defined here; any other name is looked up in timm."""
 
-_WEIGHTS, _CONFIG = "ranker.safetensors", "config.json"
-_SHOWN_KEYS = 5
+HUB_PREFIX = "hf-hub:"
+WEIGHTS, CONFIG = "ranker.safetensors", "config.json"
+"""The two files of a ranker's folder."""
+
+_REMEDY = "pass a folder that train-ranker wrote, or hf-hub:user/name"
 
 
 def create_ranker(
@@ -113,64 +126,239 @@ def _unknown_ranker(name: str) -> RequestError:
 def save_ranker(ranker: Ranker, folder: str | os.PathLike[str], extra: Mapping[str, Any]) -> None:
     """Writes `ranker.safetensors` and `config.json` into `folder`, made if it is missing.
 
+    `config.json` says all that using the ranker takes: `ranker` (what `create_ranker` builds it
+    from), `architecture` (sizes), `input` (the pixels it wants), `output`, `versions`, `extra`.
+
     Args:
         ranker: any ranking model, on any device.
         folder: where to; files of an earlier ranker are replaced, each in one step.
         extra: anything JSON can hold, kept beside the ranker's own config (`read_config`).
+
+    Raises:
+        CheckpointError: a weight is not finite; nothing is written then.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"ranker": ranker.config, "extra": dict(extra)}, indent=2, sort_keys=True)
+    described = {**describe_ranker(ranker), "extra": dict(extra)}
+    text = json.dumps(described, indent=2, sort_keys=True)
     state = {key: value.detach().contiguous() for key, value in ranker.state_dict().items()}
-    weights = target / f"{_WEIGHTS}.partial"
-    config = target / f"{_CONFIG}.partial"
-    save_file(state, weights)
+    _check_finite(target / WEIGHTS, state)
+    weights = target / f"{WEIGHTS}.partial"
+    config = target / f"{CONFIG}.partial"
+    # Not save_file, which gives the file to its owner alone, whatever the umask says.
+    weights.write_bytes(save(state))
     config.write_text(text + "\n", encoding="utf-8")
-    weights.replace(target / _WEIGHTS)
-    config.replace(target / _CONFIG)
+    weights.replace(target / WEIGHTS)
+    config.replace(target / CONFIG)
+
+
+def describe_ranker(ranker: Ranker) -> dict[str, Any]:
+    """Returns what `config.json` says of `ranker`, in words and numbers that JSON can hold."""
+    architecture: dict[str, Any] = {
+        "kind": type(ranker).__name__,
+        "parameters": sum(parameter.numel() for parameter in ranker.parameters()),
+    }
+    if ranker.config["name"] in TRANSFORMERS:
+        architecture |= TRANSFORMERS[ranker.config["name"]]._asdict()
+    return {
+        "format": "ltrp-ranker",
+        "ranker": dict(ranker.config),
+        "architecture": architecture,
+        "input": {
+            "image_size": ranker.grid * ranker.patch_size,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "interpolation": "bicubic",
+            "antialias": True,
+        },
+        "output": "one score a patch, row-major, higher = matters more",
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": str(torch.__version__), "timm": timm.__version__}
+    # A checkout on the path is not installed, and then has no version to tell.
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["ltrp-pipeline"] = metadata.version("ltrp-pipeline")
+    return found
+
+
+def locate_ranker(source: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a ranker, downloaded first if `source` is of the hub.
+
+    Args:
+        source: a folder, or `hf-hub:user/name`, `hf-hub:user/name@revision`.
+
+    Raises:
+        CheckpointError: nothing is there, or one of the two files is missing.
+    """
+    text = os.fspath(source)
+    folder = _download(text) if text.startswith(HUB_PREFIX) else Path(text).expanduser()
+    if not folder.is_dir():
+        what = "a file; pass the folder it lies in" if folder.is_file() else f"no folder; {_REMEDY}"
+        raise CheckpointError(f"no ranker in {text!r}: it is {what}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"no ranker in {text!r}: {name} is missing; {_REMEDY}")
+    return folder
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
+            )
+        )
+    except Exception as error:  # requests', httpx's and the hub's own, by version
+        raise CheckpointError(
+            f"cannot download {source!r} from the hub ({first_line(error)}); download "
+            f"{CONFIG} and {WEIGHTS} elsewhere and pass the folder that holds them"
+        ) from error
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns what `save_ranker` wrote beside the weights: keys `ranker` and `extra`.
+    """Returns what `save_ranker` wrote beside the weights: see there for the keys.
 
     Raises:
         CheckpointError: `config.json` is missing or not such a file.
     """
-    path = Path(folder) / _CONFIG
+    path = Path(folder) / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"no ranker in {str(folder)!r}: {_CONFIG} is missing")
+        raise CheckpointError(f"no ranker in {str(folder)!r}: {CONFIG} is missing; {_REMEDY}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); train the ranker again") from error
+        raise CheckpointError(
+            f"{path} is not JSON ({error}); copy it again or train the ranker again"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("ranker"), dict):
-        raise CheckpointError(f"{path} has no key 'ranker'; it was not written by save_ranker()")
+        foreign = config.get("model_type") if isinstance(config, dict) else None
+        other = f", but of a model of type {foreign!r}" if foreign else ""
+        raise CheckpointError(
+            f"{path} has no key 'ranker': it is not save_ranker()'s{other}; {_REMEDY}"
+        )
     return config
 
 
-def load_ranker(folder: str | os.PathLike[str]) -> Ranker:
+def load_ranker(source: str | os.PathLike[str], *, grid: int | None = None) -> Ranker:
     """Returns the ranking model that `save_ranker` wrote, on the CPU and in evaluation mode.
 
     Torch's default generator is left as it was.
 
+    On another `grid` than the saved one (ours, not in the paper): positions are stretched if they
+    are the fixed sines and cosines, else interpolated bicubically. A `token` head has nothing that
+    depends on the grid. The L rows of a `cls` head are interpolated bicubically over the grid; the
+    map of the same features is then the old map, resized: nothing finer than the old grid shows,
+    whatever the new one.
+
+    Args:
+        source: a folder, or `hf-hub:user/name`, with `@revision` if not the default branch.
+        grid: g, patches along a side, of the same size in pixels; None for the saved one.
+
     Raises:
-        CheckpointError: a file is missing or damaged, or keys or shapes are not the model's.
+        CheckpointError: a file is missing, damaged or foreign, or keys or shapes are not the
+            model's; the message names the file and the remedy.
+        RequestError: the model cannot be carried to `grid`.
     """
+    ranker = _read_ranker(locate_ranker(source))
+    return ranker if grid in (None, ranker.grid) else _on_grid(ranker, grid)
+
+
+def _read_ranker(folder: Path) -> Ranker:
     config = read_config(folder)["ranker"]
-    path = Path(folder) / _WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"no ranker in {str(folder)!r}: {_WEIGHTS} is missing")
+    path = folder / WEIGHTS
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
     try:
         with torch.random.fork_rng(devices=[]):
             ranker = create_ranker(**config)
-        state = load_file(path)
     except (TypeError, RequestError) as error:
-        raise CheckpointError(f"{Path(folder) / _CONFIG} describes no ranker: {error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
+        raise CheckpointError(
+            f"{folder / CONFIG} describes no ranker: {error}; copy it again"
+        ) from error
     _check_state(path, state, ranker.state_dict())
+    _check_finite(path, state)
     ranker.load_state_dict(state)
     return ranker.eval()
+
+
+def _on_grid(ranker: Ranker, grid: int) -> Ranker:
+    with torch.random.fork_rng(devices=[]):
+        wider = create_ranker(**{**ranker.config, "grid": grid})
+    fitted, _ = fit_to_grid(ranker.state_dict(), wider)
+    wider.load_state_dict(fitted)
+    return wider.eval()
+
+
+def fit_to_grid(
+    state: Mapping[str, Tensor], ranker: Ranker
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns `state`, of such a ranker on any grid, for the grid of `ranker`; and key -> how.
+
+    Keys that `ranker` lacks are left as they are, and so are keys of an equal shape.
+
+    Raises:
+        RequestError: a tensor depends on the grid in a way that cannot be carried over.
+    """
+    fitted, how = dict(state), {}
+    for key, wanted in ranker.state_dict().items():
+        found = state.get(key)
+        if found is None or found.shape == wanted.shape:
+            continue
+        if key.startswith("head.") and ranker.config["head"] == "cls" and _is_map(found, wanted):
+            fitted[key] = _resize_rows(found, ranker.grid)
+            words = "bicubic"
+        elif key.endswith("pos_embed") and found.ndim == wanted.ndim == 3:
+            prefix = _prefix_tokens(ranker, key, wanted)
+            new = table_grid(wanted, prefix_tokens=prefix)
+            fitted[key], words = interpolate_positions(found, new, prefix_tokens=prefix)
+        else:
+            raise RequestError(
+                f"ranker {ranker.config['name']!r} cannot be carried to a grid of {ranker.grid} x "
+                f"{ranker.grid} patches: {key} is {tuple(found.shape)} and would be "
+                f"{tuple(wanted.shape)}; train it on that grid, or resize its scores"
+            )
+        how[key] = f"{_rows(found)} -> {_rows(wanted)}, {words}"
+    return fitted, how
+
+
+def _is_map(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape[1:] == wanted.shape[1:] and math.isqrt(len(found)) ** 2 == len(found)
+
+
+def _resize_rows(rows: Tensor, grid: int) -> Tensor:
+    """Returns `rows` (h * h, ...), one a patch, for a grid of g * g patches."""
+    old = math.isqrt(len(rows))
+    maps = rows.reshape(old, old, -1).permute(2, 0, 1).unsqueeze(0).float()
+    resized = F.interpolate(maps, (grid, grid), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).reshape(grid * grid, *rows.shape[1:]).to(rows.dtype)
+
+
+def _prefix_tokens(ranker: Ranker, key: str, positions: Tensor) -> int:
+    """Returns how many rows of the positions `key` belong to no patch, by the model's own count."""
+    model = ranker.get_submodule(key.rpartition(".")[0])
+    patches: Any = model.get_submodule("patch_embed")
+    return positions.shape[1] - int(patches.num_patches)
+
+
+def _rows(tensor: Tensor) -> str:
+    return " x ".join(str(size) for size in tensor.shape)
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: not finite: {listed(broken)}; the training diverged or the file is damaged: "
+            "use an earlier checkpoint or another copy"
+        )
 
 
 def _check_state(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -184,12 +372,9 @@ def _check_state(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
         "unexpected": [key for key in found if key not in expected],
         "of another shape": shapes,
     }
-    parts = []
-    for label, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
-            parts.append(f"{label}: {', '.join(keys[:_SHOWN_KEYS])}{more}")
+    parts = [f"{label}: {listed(keys)}" for label, keys in problems.items() if keys]
     if parts:
         raise CheckpointError(
-            f"{path} does not fit the ranker in {_CONFIG} beside it; {'; '.join(parts)}"
+            f"{path} does not fit the ranker in {CONFIG} beside it; {'; '.join(parts)}; "
+            "copy both files again, from one ranker"
         )

@@ -24,6 +24,8 @@ COMMANDS = {
     "select": ("pipeline.commands.run:select", "Write the top-k patches of every image."),
     "evaluate": ("pipeline.commands.run:evaluate", "Compare selections with annotations."),
     "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
+    "export": ("pipeline.commands.exports:export", "Write a ranker for other runtimes."),
+    "push-to-hub": ("pipeline.commands.exports:push_to_hub", "Upload a ranker to the hub."),
     "plan": ("pipeline.commands.caches:plan", "Tell what `score` would take."),
     "status": ("pipeline.commands.caches:status", "Show how far a run is."),
     "inspect": ("pipeline.commands.caches:inspect", "Show what is in a unit."),

@@ -100,7 +100,8 @@ class TestEveryRanker:
         assert not loaded.training
         with torch.no_grad():
             assert torch.equal(loaded(_images(2)), ranker(_images(2)))
-        assert read_config(tmp_path / "new") == {"ranker": ranker.config, "extra": {"epoch": 3}}
+        saved = read_config(tmp_path / "new")
+        assert (saved["ranker"], saved["extra"]) == (ranker.config, {"epoch": 3})
 
     def test_an_image_of_another_size_is_refused_naming_both(self, name: str, head: str) -> None:
         ranker = _make(name, head=head)
@@ -310,6 +311,121 @@ class TestWrongRequests:
             ranker.score_patches(torch.zeros(2, 5, 768), _visible(2, 4))
 
 
+class TestAnotherGrid:
+    """A ranker saved for one grid is used on another."""
+
+    def _smooth_images(self, side: int) -> Tensor:
+        """The same picture at any resolution: a few soft spots on a slope."""
+        axis = (torch.arange(side) + 0.5) / side
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        spots = [
+            torch.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 0.02)
+            for cx, cy in ((0.3, 0.3), (0.7, 0.6))
+        ]
+        return torch.stack([2 * spots[0] - x, 2 * spots[1] - y, spots[0] - spots[1]]).unsqueeze(0)
+
+    def _saved(self, folder: Path, name: str, head: str, grid: int) -> Ranker:
+        ranker = _make(name, head=head, grid=grid).eval()
+        save_ranker(ranker, folder, {})
+        return ranker
+
+    def test_a_ranker_saved_at_14_loads_at_16_and_draws_a_similar_map(self, tmp_path: Path) -> None:
+        small = self._saved(tmp_path, "vit_tiny", "token", 14)
+        wide = load_ranker(tmp_path, grid=16)
+        assert (wide.grid, wide.config["grid"], wide.training) == (16, 16, False)
+        with torch.no_grad():
+            before = small(self._smooth_images(14 * 16)).view(1, 1, 14, 14)
+            after = wide(self._smooth_images(16 * 16)).view(1, 1, 16, 16)
+            # What a table that was not carried over gives: the positions 14 and 15 are new to it.
+            fresh = _make("vit_tiny", grid=16).eval()
+            state = {k: v for k, v in small.state_dict().items() if k != "pos_embed"}
+            fresh.load_state_dict(state, strict=False)
+            shifted = fresh(self._smooth_images(16 * 16)).view(1, 1, 16, 16)
+        resized = nn.functional.interpolate(before, (16, 16), mode="bicubic").flatten()
+        similar, worse = (
+            float(torch.corrcoef(torch.stack([resized, scores.flatten()]))[0, 1])
+            for scores in (after, shifted)
+        )
+        assert similar > 0.95
+        assert similar > worse
+
+    def test_the_rows_of_a_cls_head_are_resized_as_a_map(self, tmp_path: Path) -> None:
+        small = self._saved(tmp_path, "resnet18", "cls", 4)
+        wide = load_ranker(tmp_path, grid=8)
+        features = torch.randn(2, 512, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            old = small.get_submodule("head")(features).view(2, 1, 4, 4)
+            new = wide.get_submodule("head")(features).view(2, 1, 8, 8)
+        expected = nn.functional.interpolate(old, (8, 8), mode="bicubic", antialias=True)
+        torch.testing.assert_close(new, expected)
+
+    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("name", ["vit_tiny", "mobile_former_26m", *TIMM_NAMES[:2]])
+    def test_every_family_scores_another_grid(self, name: str, head: str, tmp_path: Path) -> None:
+        self._saved(tmp_path, name, head, GRID)
+        wide = load_ranker(tmp_path, grid=6)
+        save_ranker(wide, tmp_path / "wide", {})
+        again = load_ranker(tmp_path / "wide")
+        with torch.no_grad():
+            scores = wide(_images(1, side=96))
+            assert scores.shape == (1, 36)
+            assert bool(scores.isfinite().all())
+            assert torch.equal(again(_images(1, side=96)), scores)
+
+    def test_the_saved_grid_is_no_change(self, tmp_path: Path) -> None:
+        ranker = self._saved(tmp_path, "vit_tiny", "token", GRID)
+        state = load_ranker(tmp_path, grid=GRID).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in ranker.state_dict().items())
+
+    def test_a_model_that_cannot_be_carried_over_is_refused_with_the_key(
+        self, tmp_path: Path
+    ) -> None:
+        ranker = create_ranker("swin_tiny_patch4_window7_224", grid=7, patch_size=32)
+        save_ranker(ranker, tmp_path, {})
+        with pytest.raises(
+            RequestError, match=r"swin\S+ cannot be carried.*relative_position_bias"
+        ):
+            load_ranker(tmp_path, grid=4)
+
+
+class TestWhatConfigSays:
+    def test_all_that_using_the_ranker_takes_is_there(self, tmp_path: Path) -> None:
+        ranker = _make("vit_tiny", grid=14)
+        save_ranker(ranker, tmp_path, {"measures": {"tau": 0.5}})
+        saved = json.loads((tmp_path / "config.json").read_text())
+        assert saved["ranker"] == {
+            "name": "vit_tiny",
+            "head": "token",
+            "input": "sparse",
+            "grid": 14,
+            "patch_size": 16,
+        }
+        pixels = {"image_size": 224, "interpolation": "bicubic", "antialias": True}
+        pixels |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        assert saved["input"] == pixels
+        sizes = {key: saved["architecture"][key] for key in ("width", "depth", "heads")}
+        assert sizes == {"width": 192, "depth": 12, "heads": 3}
+        assert saved["versions"].keys() >= {"torch", "timm"}
+        assert saved["extra"] == {"measures": {"tau": 0.5}}
+
+    def test_weights_that_diverged_are_not_saved_over_good_ones(self, tmp_path: Path) -> None:
+        ranker = _make("vit_tiny")
+        save_ranker(ranker, tmp_path, {})
+        before = (tmp_path / "ranker.safetensors").read_bytes()
+        with torch.no_grad():
+            ranker.get_parameter("norm.weight")[3] = float("nan")
+        with pytest.raises(
+            CheckpointError, match=r"not finite: norm\.weight; the training diverged"
+        ):
+            save_ranker(ranker, tmp_path, {})
+        assert (tmp_path / "ranker.safetensors").read_bytes() == before
+
+    def test_whoever_may_read_the_config_may_read_the_weights(self, tmp_path: Path) -> None:
+        save_ranker(_make("vit_tiny"), tmp_path, {})
+        modes = {(tmp_path / name).stat().st_mode for name in ("config.json", "ranker.safetensors")}
+        assert len(modes) == 1
+
+
 class TestDamagedFolders:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -354,7 +470,30 @@ class TestDamagedFolders:
         with pytest.raises(CheckpointError, match=r"config\.json"):
             load_ranker(folder)
 
+    def test_a_config_of_another_library_is_named_as_such(self, folder: Path) -> None:
+        (folder / "config.json").write_text('{"model_type": "vit_mae"}')
+        with pytest.raises(
+            CheckpointError, match=r"type 'vit_mae'; pass a folder that train-ranker"
+        ):
+            load_ranker(folder)
+
+    def test_a_folder_that_is_missing_and_a_file_in_its_place_are_told_apart(
+        self, folder: Path
+    ) -> None:
+        with pytest.raises(CheckpointError, match="it is no folder; pass a folder"):
+            load_ranker(folder / "nowhere")
+        with pytest.raises(CheckpointError, match="it is a file; pass the folder it lies in"):
+            load_ranker(folder / "ranker.safetensors")
+
+    def test_weights_that_are_not_finite_are_refused(self, folder: Path) -> None:
+        state = load_file(folder / "ranker.safetensors")
+        state["head.bias"][0] = float("inf")
+        save_file(state, folder / "ranker.safetensors")
+        with pytest.raises(CheckpointError, match=r"ranker\.safetensors: not finite: head\.bias"):
+            load_ranker(folder)
+
     def test_loading_leaves_the_default_generator_alone(self, folder: Path) -> None:
         before = torch.get_rng_state()
         load_ranker(folder)
+        load_ranker(folder, grid=3)
         assert torch.equal(torch.get_rng_state(), before)
