@@ -122,6 +122,13 @@ def normalize(pixels: Tensor) -> Tensor:
     return (scaled - mean) / std
 
 
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Returns float32 of uint8 `patches` (..., 3p²), channel fastest: `normalize` for patches."""
+    scaled = patches.float().unflatten(-1, (-1, 3)) / 255.0
+    mean, std = scaled.new_tensor(IMAGENET_MEAN), scaled.new_tensor(IMAGENET_STD)
+    return ((scaled - mean) / std).flatten(-2)
+
+
 def denormalize(images: Tensor) -> Tensor:
     """Returns uint8 pixels of normalised float `images` (..., 3, H, W), clamped to 0 .. 255."""
     mean = images.new_tensor(IMAGENET_MEAN).view(3, 1, 1)

@@ -1,107 +1,26 @@
-"""Cached records joined by key with the views they were scored on, replayed from the shards."""
+"""The views that were scored, made again: shards joined with units by name, images by key."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ltrp_core.errors import RequestError
-from ltrp_core.seeding import random_permutation
-from ltrp_core.views import render_view
+from ltrp_core.patches import patchify
+from ltrp_core.views import View, render_view
 from pipeline.inputs import OnDamage, Shard
+from pipeline.inputs.images import FORMATS
 from pipeline.inputs.samples import SampleStream
+from pipeline.inputs.shards import DamagedShardError
 from pipeline.store.cache import Cache
 from pipeline.store.units import unit_name
-from stages.protocols import Arrays, RankedView, Sample
+from stages.protocols import Arrays, Sample
 from stages.records import recorded_view
-
-_KEEP_BYTES = 2 << 30
-"""Rendered views up to this many bytes stay in memory; others are rendered every epoch."""
-
-
-class CachedRecords:
-    """A `RecordStream` over a score cache: one window a unit, units in a new order every epoch."""
-
-    def __init__(self, cache: Cache, shards: Sequence[Shard]) -> None:
-        if cache.run.get("stage") != "score":
-            raise RequestError(
-                f"{cache.url} is a {cache.run.get('stage')!r} cache; "
-                "pass the --out folder of `ltrp-pipeline score`"
-            )
-        if not cache.units:
-            raise RequestError(f"{cache.url} has no complete unit; run `ltrp-pipeline score` first")
-        self.cache = cache
-        self._shards = match_shards(cache, shards)
-        self._keys = {
-            unit: tuple(cache.read(unit, ["key"])["key"].tolist()) for unit in cache.units
-        }
-        self._kept: dict[str, NDArray[np.uint8]] = {}
-        self._kept_bytes = 0
-
-    @property
-    def run(self) -> Mapping[str, Any]:
-        """Identity of the cache."""
-        return self.cache.run
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """Keys of all samples, sorted; a key that stands in two units is an error.
-
-        Raises:
-            RequestError: a key stands in two units.
-        """
-        keys = sorted(key for unit in self._keys.values() for key in unit)
-        for first, second in itertools.pairwise(keys):
-            if first == second:
-                raise RequestError(
-                    f"key {first!r} stands in two units of {self.cache.url}; a held-out image "
-                    "could be trained on. Pack the images into shards with unique keys"
-                )
-        return keys
-
-    @property
-    def records_per_key(self) -> int:
-        """V * P."""
-        return int(self.run["views"]) * int(self.run["partitions"])
-
-    def windows(
-        self, epoch: int, seed: int, keys: frozenset[str]
-    ) -> Iterator[Sequence[RankedView]]:
-        """Yields the records of one unit after another; each record of `keys` once an epoch."""
-        units = self.cache.units
-        order = random_permutation(len(units), seed=seed, key=str(epoch), purpose="units")
-        for number in order.tolist():
-            unit = units[number]
-            arrays = self.cache.read(unit, ["crop", "flip", "visible", "score"])
-            pixels = self._pixels(unit, arrays)
-            window = [
-                RankedView(
-                    key=key,
-                    pixels=pixels[row, view],
-                    visible=arrays["visible"][row, view, partition].astype(np.int64),
-                    score=arrays["score"][row, view, partition].astype(np.float32),
-                )
-                for row, key in enumerate(self._keys[unit])
-                if key in keys
-                for view in range(int(self.run["views"]))
-                for partition in range(int(self.run["partitions"]))
-            ]
-            if window:
-                yield window
-
-    def _pixels(self, unit: str, arrays: Arrays) -> NDArray[np.uint8]:
-        """Returns the recorded views (N, V, 3, S, S) of a unit."""
-        if unit in self._kept:
-            return self._kept[unit]
-        pixels = replay_views(self.cache, unit, arrays, self._shards[unit])
-        if self._kept_bytes + pixels.nbytes <= _KEEP_BYTES:
-            self._kept[unit] = pixels
-            self._kept_bytes += pixels.nbytes
-        return pixels
 
 
 def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArray[np.uint8]:
@@ -126,17 +45,19 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
     on_damage: OnDamage = "strict" if known.damage is None else "salvage"
     with SampleStream(shard, on_damage=on_damage, prepare=render, threads=0) as stream:
         missing = set(rows).difference(stream)
-    if missing:
-        raise RequestError(
-            f"unit {unit} scored {min(missing)!r} (and {len(missing) - 1} more) that is not "
-            f"in {shard.path}; pass the shards that were scored"
-        )
-    if stream.identity["sha256"] != known.shard_sha256:
-        raise RequestError(
-            f"{shard.path} changed since unit {unit} was scored (another sha256); "
-            "pass the shards that were scored, or score these"
-        )
+    if missing or stream.identity["sha256"] != known.shard_sha256:
+        raise changed_shard(unit, shard, _sizes(cache, unit))
     return pixels
+
+
+def render_patches(
+    image: NDArray[np.uint8], view: View, size: int, patch_size: int
+) -> NDArray[np.uint8]:
+    """Returns the patches uint8 (L, 3p²) of a view, channel fastest."""
+    patches: NDArray[np.uint8] = patchify(render_view(image, view, size)[None], patch_size)[
+        0
+    ].numpy()
+    return patches
 
 
 def match_shards(
@@ -148,17 +69,67 @@ def match_shards(
         units: only of these; all if omitted.
 
     Raises:
-        RequestError: a unit's shard is not among `shards`, or has another size.
+        RequestError: a unit's shard is not among `shards`, or has another size: the message then
+            names the image that is missing or changed.
     """
     by_unit = {unit_name(shard.name): shard for shard in shards}
     matched = {}
     for unit in cache.units if units is None else units:
         row, shard = cache.rows[unit], by_unit.get(unit)
-        if shard is None or shard.size != row.shard_size:
-            found = "" if shard is None else f"; {shard.path} has {shard.size} bytes"
+        if shard is None:
             raise RequestError(
                 f"no shard given is the one unit {unit} was scored from ({row.shard}, "
-                f"{row.shard_size} bytes{found}); pass it with --shards, unchanged"
+                f"{row.shard_size} bytes); pass it with --shards, unchanged"
             )
+        if shard.size != row.shard_size:
+            raise changed_shard(unit, shard, _sizes(cache, unit))
         matched[unit] = shard
     return matched
+
+
+Sizes = Mapping[str, tuple[int, int]]
+"""Height and width of the images of a unit as they were scored, by key."""
+
+
+def changed_shard(unit: str, shard: Shard, sizes: Sizes) -> RequestError:
+    """Returns an error that names the first image of a unit that is missing or has another size."""
+    found: dict[str, tuple[int, int] | None] = {}
+    with suppress(DamagedShardError, OSError):
+        for member in shard.open("salvage"):
+            if member.key in sizes:
+                found[member.key] = _header_size(member.data)
+    missing = [key for key in sizes if key not in found]
+    resized = [key for key in sizes if key in found and found[key] != sizes[key]]
+    if missing:
+        more = f" nor are {len(missing) - 1} more" if len(missing) > 1 else ""
+        what = f"{missing[0]!r}, which was scored, is not in it{more}"
+    elif resized:
+        height, width = sizes[resized[0]]
+        now = found[resized[0]]
+        is_now = "is no image now" if now is None else f"has {now[1]} x {now[0]} px now"
+        what = f"{resized[0]!r} was scored with {width} x {height} px and {is_now}"
+    else:
+        what = "every image that was scored is there, of the same size, in other bytes"
+    return RequestError(
+        f"{shard.path} changed since unit {unit} was scored ({what}); "
+        "pass the shards that were scored, or score these"
+    )
+
+
+def _sizes(cache: Cache, unit: str) -> Sizes:
+    arrays = cache.read_own(unit, ("size",))
+    return {
+        key: (height, width)
+        for key, (height, width) in zip(
+            arrays["key"].tolist(), arrays["size"].tolist(), strict=True
+        )
+    }
+
+
+def _header_size(data: bytes) -> tuple[int, int] | None:
+    """Returns height and width as an image's header says, or None."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size[1], image.size[0]
+    except Exception:  # any decoder, any damage
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -139,41 +139,48 @@ class ImageStream(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class RankedView:
-    """One training record: a view's pixels with the scores of one partition of it."""
+class Records(Protocol):
+    """Cached records, each reachable by the number of its sample and of the record in it.
 
-    key: str
-    pixels: NDArray[np.uint8]
-    """(3, S, S)"""
-    visible: NDArray[np.int64]
-    """(n,) ascending"""
-    score: NDArray[np.float32]
-    """(n,)"""
-
-
-class RecordStream(Protocol):
-    """Cached records joined by key with the pixels they were scored on."""
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """Keys of all samples, sorted."""
-        ...
-
-    @property
-    def records_per_key(self) -> int:
-        """V * P."""
-        ...
+    Record r of a sample is partition r % P of its view r // P. Picklable and small: loader
+    processes open their own.
+    """
 
     @property
     def run(self) -> Mapping[str, Any]:
         """Identity of the cache: the options it was scored with."""
         ...
 
-    def windows(
-        self, epoch: int, seed: int, keys: frozenset[str]
-    ) -> Iterator[Sequence[RankedView]]:
-        """Yields groups of the records of `keys`; each record once an epoch."""
+    @property
+    def units(self) -> Sequence[str]: ...
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(units + 1,) number of the first sample of each unit, then of all samples."""
+        ...
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """(N,) keys of all samples."""
+        ...
+
+    @property
+    def has_whole_views(self) -> bool: ...
+
+    def lists(
+        self, sample: NDArray[np.int64], record: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Returns visible (b, n) and score (b, n) of some records."""
+        ...
+
+    def visible_patches(
+        self, sample: NDArray[np.int64], record: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Returns the pixels (b, n, 3p²) of the visible patches of some records."""
+        ...
+
+    def whole_views(self, sample: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Returns all patches (b, L, 3p²) of some views."""
         ...
 
 
@@ -186,7 +193,7 @@ class CacheReader(Protocol):
     @property
     def units(self) -> Sequence[str]: ...
 
-    def read(self, unit: str) -> Arrays: ...
+    def read(self, unit: str, names: Collection[str] | None = None) -> Arrays: ...
 
 
 class Annotations(Protocol):
@@ -201,11 +208,19 @@ class TrainingFolder(Protocol):
     def open(self, identity: Mapping[str, Any]) -> None: ...
 
     def resume(self) -> Mapping[str, Any] | None:
-        """Returns the state of the last checkpoint, or None at the start."""
+        """Returns the state of the last checkpoint that is whole, or None at the start."""
         ...
 
-    def checkpoint(self, state: Mapping[str, Any], *, last: bool) -> None:
-        """Keeps `state` if it is the last one or the one before is old enough."""
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is old enough for a new one."""
+        ...
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Keeps `state`, and its curve."""
+        ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds some values to the log that is watched while training runs."""
         ...
 
 

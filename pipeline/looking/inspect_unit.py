@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
-from pipeline.record_stream import match_shards, replay_views
+from pipeline.replay import match_shards, replay_views
 from pipeline.store.cache import Cache
 from pipeline.store.units import ERRORS, UNITS
 from stages.protocols import Arrays

@@ -16,7 +16,7 @@ from ltrp_core.seeding import random_permutation
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.samples import SampleStream
 from pipeline.inputs.shards import Member, ShardReader
-from pipeline.record_stream import match_shards
+from pipeline.replay import match_shards
 from pipeline.store.cache import Cache
 from stages.protocols import Arrays, BadSample
 from stages.score import ScoreConfig, UnitScorer

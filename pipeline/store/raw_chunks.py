@@ -77,6 +77,34 @@ def read_rows(folder: Path, array: zarr.Array, rows: slice | None = None) -> NDA
     return values
 
 
+def row_places(folder: Path, array: zarr.Array) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
+    """Returns where each row of an array lies for which `is_raw` holds: files, file number, offset.
+
+    What is read there is not checked: `read_rows` checks, and `verify --deep`.
+
+    Raises:
+        DamagedUnitError: a file is missing or cut.
+    """
+    check_present(folder, array)
+    files = _files(folder, array)
+    per_chunk = array.chunks[0]
+    per_shard = array.shards[0] if array.shards else per_chunk
+    row_bytes = math.prod(array.shape[1:])
+    number = np.arange(array.shape[0]) // per_shard
+    offset = np.empty(array.shape[0], np.int64)
+    for first, file in zip(range(0, array.shape[0], per_shard), files, strict=True):
+        starts, sizes = _read_index(file, per_shard // per_chunk).astype(np.int64).T
+        rows = np.arange(min(per_shard, array.shape[0] - first))
+        chunk = rows // per_chunk
+        if (sizes[: chunk[-1] + 1] != per_chunk * row_bytes + _CRC_BYTES).any():
+            raise DamagedUnitError(f"{file}: a chunk has another size than its array says")
+        ends = int(starts[chunk[-1]]) + per_chunk * row_bytes
+        if file.stat().st_size < ends:
+            raise DamagedUnitError(f"{file} is cut")
+        offset[first : first + len(rows)] = starts[chunk] + (rows % per_chunk) * row_bytes
+    return files, number, offset
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """A chunk, and where its rows go."""

@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from pipeline.store import tar_records, zarr_records
 from stages.protocols import ArrayField, Arrays
@@ -28,6 +30,8 @@ class Form:
     read: Callable[[Path, Collection[str] | None], Arrays]
     read_blocks: Callable[[Path], Iterator[Arrays]]
     read_fields: Callable[[Path], dict[str, ArrayField]]
+    row_places: Callable[[Path, str], tuple[list[Path], NDArray[Any], NDArray[Any]]]
+    """Of one uncompressed array: files, and file number and offset of each row (N,)."""
 
 
 FORMS = {
@@ -37,6 +41,7 @@ FORMS = {
         read=zarr_records.read,
         read_blocks=zarr_records.read_blocks,
         read_fields=zarr_records.read_fields,
+        row_places=zarr_records.row_places,
     ),
     "webdataset": Form(
         file="records.tar",
@@ -44,6 +49,7 @@ FORMS = {
         read=tar_records.read,
         read_blocks=tar_records.read_blocks,
         read_fields=tar_records.read_fields,
+        row_places=tar_records.row_places,
     ),
 }
 """By the name that `--store` takes."""

@@ -130,6 +130,33 @@ def read_fields(path: Path) -> dict[str, ArrayField]:
         raise DamagedUnitError(f"{path}: no records that this program wrote: {error}") from error
 
 
+def row_places(path: Path, name: str) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
+    """Returns where each row of an array lies: files, file number and offset (N,).
+
+    Raises:
+        DamagedUnitError: the tar is unreadable, or a member is no row of the array.
+    """
+    shape_bytes = _row_bytes(read_fields(path), name, path)
+    offsets = []
+    try:
+        with path.open("rb") as file:
+            for entry in walk(ForwardReader(file)):
+                if entry.name.endswith(f".{name}.npy"):
+                    if entry.size < shape_bytes:
+                        raise DamagedUnitError(f"{path}: {entry.name} is too short")
+                    # What stands before the values is the header of the .npy format.
+                    offsets.append(entry.offset + entry.size - shape_bytes)
+    except (OSError, TarDamage) as error:
+        raise DamagedUnitError(f"{path}: unreadable records: {error}") from error
+    return [path], np.zeros(len(offsets), np.int64), np.array(offsets, dtype=np.int64)
+
+
+def _row_bytes(fields: Mapping[str, ArrayField], name: str, path: Path) -> int:
+    if name not in fields:
+        raise DamagedUnitError(f"{path}: there is no array {name!r}")
+    return int(np.prod(fields[name].shape)) * np.dtype(fields[name].dtype).itemsize
+
+
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields (key, content by extension); a tar that ends early is damage, not fewer samples."""
     key, members = "", dict[str, bytes]()

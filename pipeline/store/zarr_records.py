@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ class Writer:
 
     def __init__(self, path: Path, fields: Mapping[str, ArrayField]) -> None:
         self.fields = fields
-        with _quiet():
+        with _quiet:
             self._group = zarr.open_group(path, mode="w-", zarr_format=3)
             self._group.attrs[_FIELDS] = {
                 name: plain_field(field) for name, field in fields.items()
@@ -95,7 +96,7 @@ class _GrowingArray:
         self._write(np.concatenate([empty, *self.held]))
 
     def _write(self, values: NDArray[Any]) -> None:
-        with _quiet():
+        with _quiet:
             if self.array is None:
                 self.array = self._create(len(values))
             start = self.array.shape[0]
@@ -173,8 +174,21 @@ def read_fields(path: Path) -> dict[str, ArrayField]:
         return {name: field_of(values) for name, values in stored.items()}
 
 
+def row_places(path: Path, name: str) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
+    """Returns where each row of an uncompressed array lies: files, file number and offset (N,).
+
+    Raises:
+        DamagedUnitError: the group is unreadable, or the array is missing or compressed.
+    """
+    with _damage(path):
+        found = dict(_open(path, [name]))
+        if name not in found or not raw_chunks.is_raw(found[name]):
+            raise DamagedUnitError(f"{path}: there is no uncompressed array {name!r}")
+        return raw_chunks.row_places(path / name, found[name])
+
+
 def _open(path: Path, names: Collection[str] | None) -> list[tuple[str, zarr.Array]]:
-    with _quiet():
+    with _quiet:
         group = zarr.open_group(path, mode="r", zarr_format=3)
         wanted = names if names is not None else read_fields(path)
         members = dict(group.arrays())
@@ -191,7 +205,7 @@ def _read_rows(path: Path, array: zarr.Array, rows: slice | None) -> NDArray[Any
     raw_chunks.check_present(folder, array)
     if raw_chunks.is_raw(array):
         return raw_chunks.read_rows(folder, array, rows)
-    with _quiet():
+    with _quiet:
         values = np.asarray(array[:] if rows is None else array[rows])
     return values.astype(object) if values.dtype.kind in "TU" else values
 
@@ -200,14 +214,34 @@ def _is_text(field: ArrayField) -> bool:
     return field.dtype == "string"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # numcodecs' Delta and variable-length strings are not in the Zarr v3 core specification;
-        # both are read by every Zarr-Python since 3.1.
-        warnings.simplefilter("ignore", ZarrUserWarning)
-        warnings.filterwarnings("ignore", message=".*(Zarr V?3|Zarr format 3).*")
-        yield
+class _Quiet:
+    """Silences what Zarr says of numcodecs' Delta and of strings of variable length.
+
+    They are not in the Zarr v3 core specification; every Zarr-Python since 3.1 reads them. The
+    filters of warnings belong to all threads: the first one in sets them, the last one out resets.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", ZarrUserWarning)
+                warnings.filterwarnings("ignore", message=".*(Zarr V?3|Zarr format 3).*")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.close()
+
+
+_quiet = _Quiet()
 
 
 @contextmanager

@@ -1,0 +1,228 @@
+"""Any records of a staged cache, by number: what a training step is made of."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ltrp_core.errors import RequestError
+from pipeline.inputs.images import ImageError, decode_image
+from pipeline.replay import render_patches
+from pipeline.store.errors import DamagedUnitError
+from pipeline.training_data.extents import ExtentReader, Extents
+from pipeline.training_data.staging import read_ready
+from stages.records import recorded_view
+
+_VIEWS_KEPT = 64
+"""Views last rendered: several records of one view often stand in one step."""
+
+
+class StagedRecords:
+    """The records in a folder that `stage_records` filled: see `stages.protocols.Records`.
+
+    Pickles to its folder's name, so that loader processes open their own files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ready = read_ready(folder)
+        self.run: Mapping[str, Any] = ready["run"]
+        self.units: Sequence[str] = ready["units"]
+        self.starts = np.array(ready["starts"], dtype=np.int64)
+        self.url: str = ready["url"]
+        self._views_of_parts: Sequence[int] = ready["views_of_parts"]
+        self._rendered: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[StagedRecords], tuple[Path]]:
+        return StagedRecords, (self.folder,)
+
+    @cached_property
+    def keys(self) -> Sequence[str]:
+        """(N,) keys of all samples, unit after unit."""
+        keys: Sequence[str] = pq.read_table(self.folder / "keys.parquet")["key"].to_pylist()
+        return keys
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def has_whole_views(self) -> bool:
+        """Whether every patch of a view can be had: from the images, or from stored patches."""
+        return self._has_images or self._is_covered
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether no image needs to be decoded to train on visible patches."""
+        return bool(self._pixels) or self._views is not None
+
+    def lists(
+        self, sample: NDArray[np.int64], record: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Returns visible (b, n) and score (b, n) of some records."""
+        view, partition = np.divmod(record, int(self.run["partitions"]))
+        visible = self._array("visible")[sample, view, partition]
+        score = self._array("score")[sample, view, partition]
+        return visible.astype(np.int64), score.astype(np.float32)
+
+    def visible_patches(
+        self, sample: NDArray[np.int64], record: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Returns the pixels (b, n, 3p²) of the visible patches of some records, channel fastest.
+
+        Raises:
+            DamagedUnitError: stored pixels cannot be read.
+            RequestError: an image cannot be read or is not the one that was scored.
+        """
+        view, partition = np.divmod(record, int(self.run["partitions"]))
+        if self._pixels:
+            return self._stored_pixels(sample, view, partition)
+        visible = self._array("visible")[sample, view, partition].astype(np.int64)
+        if self._views is not None:
+            chosen: NDArray[np.uint8] = self._views[sample[:, None], view[:, None], visible]
+            return chosen
+        patches = np.empty((*visible.shape, self._patch_bytes), np.uint8)
+        for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
+            patches[place] = self._replayed(row, number)[visible[place]]
+        return patches
+
+    def whole_views(self, sample: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Returns all patches (b, L, 3p²) of some views, channel fastest.
+
+        Raises:
+            DamagedUnitError, RequestError: as `visible_patches`; or not `has_whole_views`.
+        """
+        if not self.has_whole_views:
+            raise RequestError(
+                f"{self.url} holds only the visible patches of each view; "
+                "pass the scored images with --shards"
+            )
+        if self._views is not None:
+            chosen: NDArray[np.uint8] = self._views[sample, view]
+            return chosen
+        patches = np.empty((len(sample), self._length, self._patch_bytes), np.uint8)
+        if self._has_images:
+            for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
+                patches[place] = self._replayed(row, number)
+            return patches
+        partitions = int(self.run["partitions"])
+        for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
+            rows, views = np.full(partitions, row), np.full(partitions, number)
+            stored = self._stored_pixels(rows, views, np.arange(partitions))
+            patches[place, self._array("visible")[row, number]] = stored
+        return patches
+
+    def close(self) -> None:
+        """Closes the files that are open."""
+        for reader, _ in self._pixels:
+            reader.close()
+        if self._has_images:
+            self._images.close()
+
+    @property
+    def _length(self) -> int:
+        return int(self.run["image_size"] // self.run["patch_size"]) ** 2
+
+    @property
+    def _patch_bytes(self) -> int:
+        return 3 * int(self.run["patch_size"]) ** 2
+
+    @cached_property
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def _array(self, name: str) -> NDArray[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return self._arrays[name]
+
+    @cached_property
+    def _views(self) -> NDArray[np.uint8] | None:
+        path = self.folder / "views.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
+    @cached_property
+    def _has_images(self) -> bool:
+        return (self.folder / "images.npy").exists()
+
+    @cached_property
+    def _is_covered(self) -> bool:
+        """Whether the partitions of each view hold every patch, and their pixels are stored."""
+        groups = -(-self._length // self._array("visible").shape[-1])
+        covers = self.run["sampler"] == "cover" and int(self.run["partitions"]) >= groups
+        return covers and bool(self._pixels)
+
+    @cached_property
+    def _images(self) -> ExtentReader:
+        return ExtentReader(Extents.load(self.folder, "images"))
+
+    @cached_property
+    def _pixels(self) -> list[tuple[ExtentReader, int]]:
+        """The readers of stored pixels, and the first view of each."""
+        readers: list[tuple[ExtentReader, int]] = []
+        first = 0
+        for number in range(len(list(self.folder.glob("pixels-*.npy")))):
+            readers.append((ExtentReader(Extents.load(self.folder, f"pixels-{number}")), first))
+            first += int(self._views_of_parts[number])
+        return readers
+
+    def _stored_pixels(
+        self, sample: NDArray[np.int64], view: NDArray[np.int64], partition: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        n, partitions = self._array("visible").shape[-1], int(self.run["partitions"])
+        patches = np.empty((len(sample), n, self._patch_bytes), np.uint8)
+        list_bytes = n * self._patch_bytes
+        if len(self._pixels) > 1:
+            firsts = np.array([first for _, first in self._pixels])
+            part = np.searchsorted(firsts, view, side="right") - 1
+            skip = ((view - firsts[part]) * partitions + partition) * list_bytes
+        else:
+            part = np.zeros(len(sample), np.int64)
+            skip = (view * partitions + partition) * list_bytes
+        places = zip(sample.tolist(), part.tolist(), skip.tolist(), patches, strict=True)
+        for row, number, start, target in places:
+            try:
+                self._pixels[number][0].read_into(row, start, target)
+            except OSError as error:
+                raise DamagedUnitError(
+                    f"{self.url}: unit {self._unit(row)}: pixels of {self.keys[row]!r}: {error}; "
+                    f"`ltrp-pipeline verify {self.url} --deep`"
+                ) from error
+        return patches
+
+    def _replayed(self, row: int, number: int) -> NDArray[np.uint8]:
+        """Returns the patches (L, 3p²) of a view, from the encoded image."""
+        if (row, number) not in self._rendered:
+            try:
+                image = decode_image(self._images.read(row))
+                self._check_size(row, image.shape[:2])
+            except (OSError, ImageError) as error:
+                path = self._images.extents.paths[int(self._images.extents.file[row])]
+                raise RequestError(
+                    f"image {self.keys[row]!r} of unit {self._unit(row)} in {path}: {error}; it "
+                    "was scored, so the file changed since: pass the shards that were scored"
+                ) from error
+            arrays = {name: self._array(name) for name in ("crop", "flip")}
+            self._rendered[row, number] = render_patches(
+                image,
+                recorded_view(arrays, row, number),
+                int(self.run["image_size"]),
+                int(self.run["patch_size"]),
+            )
+            while len(self._rendered) > _VIEWS_KEPT:
+                self._rendered.popitem(last=False)
+        return self._rendered[row, number]
+
+    def _check_size(self, row: int, found: tuple[int, ...]) -> None:
+        scored = tuple(self._array("size")[row].tolist())
+        if found != scored:
+            raise ImageError("changed", f"is {found[::-1]} px, was scored with {scored[::-1]} px")
+
+    def _unit(self, row: int) -> str:
+        return self.units[int(np.searchsorted(self.starts, row, side="right")) - 1]
