@@ -21,6 +21,7 @@ Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
 METRICS = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 MEASURES = {
+    "cover_tau": "tau-b of whole maps",
     "tau": "Kendall's tau-b",
     "rho": "Spearman's rho",
     "ndcg5": "NDCG@5",
@@ -54,7 +55,9 @@ STYLES = {
     "random": Style("#6d7278", "#9da3a9", ":", "x"),
     "oracle": Style("#22272c", "#eceff1", "-.", "*"),
 }
-_SERIES = (STYLES["ranker"], STYLES["teacher"], STYLES["patch variance"], STYLES["center"])
+_SERIES = tuple(
+    STYLES[name] for name in ("ranker", "teacher", "patch variance", "center", "random")
+)
 _OTHER = Style("#6d7278", "#9da3a9", "--", ".")
 
 

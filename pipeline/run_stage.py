@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ltrp_core.checkpoints import save_mae
-from ltrp_core.errors import RequestError
-from ltrp_core.rankers import save_ranker
+from ltrp_core.rankers import WEIGHTS, locate_ranker
 from pipeline.annotations import CocoAnnotations
 from pipeline.evaluation_table import write_tables
 from pipeline.image_stream import ShardImages
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
-from pipeline.record_stream import CachedRecords
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256
@@ -26,7 +24,7 @@ from pipeline.store.run_file import difference
 from pipeline.training_folder import DiskTrainingFolder
 from pipeline.unit_runner import CacheRunner, UnitOptions
 from pipeline.workers import InProcessPool, WorkerPool
-from stages import evaluate_patches, pretrain_mae, select_patches, train_ranker
+from stages import evaluate_patches, pretrain_mae, select_patches
 from stages import pack as pack_stage
 from stages import score as score_stage
 from stages.devices import resolve_device
@@ -34,7 +32,6 @@ from stages.evaluate_patches import EvaluationRow
 from stages.protocols import Progress, Summary
 
 MAE_FILE = "mae.safetensors"
-RANKER_FILE = "ranker.safetensors"
 
 
 def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
@@ -142,25 +139,6 @@ def _appending(
     )
 
 
-def run_train_ranker(
-    config: train_ranker.TrainRankerConfig,
-    cache: str | Path,
-    shards: Sequence[Shard],
-    out: Path,
-    progress: Progress,
-) -> tuple[dict[str, float], Summary]:
-    """Trains a ranker from a cache into `out`; returns the last epoch's measures too."""
-    records = CachedRecords(open_cache(cache), shards)
-    folder = DiskTrainingFolder(out, "train-ranker")
-    ranker, history, summary = train_ranker.run(
-        config, records=records, folder=folder, progress=progress
-    )
-    save_ranker(ranker, out, {"scored_by": dict(records.run), "last_epoch": history[-1]})
-    summary.output = str(out)
-    summary.next_step = f"ltrp-pipeline select --shards ... --ranker {out} --out selections"
-    return history[-1], summary
-
-
 def run_select(
     config: select_patches.SelectConfig,
     shards: Sequence[Shard],
@@ -171,11 +149,7 @@ def run_select(
 ) -> Summary:
     """Writes the selections of the shards into the cache `out`."""
     _check_device(config.device, pool)
-    weights = config.ranker / RANKER_FILE
-    if not weights.is_file():
-        raise RequestError(
-            f"--ranker {config.ranker}: no {RANKER_FILE} there; pass --out of train-ranker"
-        )
+    weights = locate_ranker(config.ranker) / WEIGHTS
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
     )

@@ -1,31 +1,56 @@
-"""A training run on the disk: identity, checkpoint, curve; refuses another run's folder."""
+"""A training run on the disk: identity, checkpoints, curve; refuses another run's folder."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from ltrp_core.errors import CheckpointError
-from pipeline.store.receipts import replace_text
+from pipeline.store.receipts import file_sha256, replace_text
 from pipeline.store.run_file import claim_folder
 
-_EVERY_S = 60.0
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+CHECKPOINTS = "checkpoints"
+CURVE = "curve.jsonl"
+METRICS = "metrics.parquet"
+_KEPT = 2
 
 
 class DiskTrainingFolder:
-    """`run.json`, `checkpoint.pt` (tensors and numbers only) and `curve.jsonl` in one folder."""
+    """`run.json`, `checkpoints/`, the curve as JSON lines and Parquet, and a TensorBoard log.
 
-    def __init__(self, path: Path, stage: str) -> None:
+    A checkpoint counts when the receipt beside it, written last, holds its sha256. The one before
+    is kept: a file that was cut off or flipped costs the time between two, not the run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stage: str,
+        *,
+        every_s: float = 60.0,
+        on_note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.path = path.absolute()
         self.stage = stage
+        self.every_s = every_s
+        """Seconds from one checkpoint to the next."""
+        self._on_note = on_note
         self._written = time.monotonic()
+        self._number = 0
+        self._writer: SummaryWriter | None = None
 
     def open(self, identity: Mapping[str, Any]) -> None:
         """Makes the folder, or checks that it is this run's.
@@ -36,38 +61,89 @@ class DiskTrainingFolder:
         claim_folder(self.path, self.stage, identity)
 
     def resume(self) -> Mapping[str, Any] | None:
-        """Returns the last checkpoint's state, or None at the start.
+        """Returns the state of the last checkpoint that is whole, or None at the start.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: there are some, and none is whole.
         """
-        path = self.path / "checkpoint.pt"
-        if not path.exists():
-            return None
-        try:
-            state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        folder = self.path / CHECKPOINTS
+        receipts = sorted(folder.glob("*.json"), reverse=True)
+        problems = []
+        for receipt in receipts:
+            self._number = max(self._number, int(receipt.stem))
+            try:
+                return self._read(receipt)
+            except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+                problems.append(f"{receipt.with_suffix('.pt')} is damaged ({_line(error)})")
+                self._on_note(f"{problems[-1]}; the one before is used")
+        if problems:
             raise CheckpointError(
-                f"{path} is unreadable ({str(error).splitlines()[0]}); delete it to start again"
-            ) from error
-        return state
+                f"no checkpoint is whole: {'; '.join(problems)}; delete {folder} to start again"
+            )
+        return None
 
-    def checkpoint(self, state: Mapping[str, Any], *, last: bool) -> None:
-        """Writes the state and the curve, atomically, every 60 s and at the end."""
-        if not last and time.monotonic() - self._written < _EVERY_S:
-            return
-        self._written = time.monotonic()
-        temporary = self.path / f".checkpoint.{os.getpid()}"
-        with temporary.open("wb") as file:
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is `every_s` old."""
+        return time.monotonic() - self._written >= self.every_s
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Writes the state, its receipt and the curve; keeps the checkpoint before."""
+        folder = self.path / CHECKPOINTS
+        folder.mkdir(exist_ok=True)
+        self._number += 1
+        path = folder / f"{self._number:06d}.pt"
+        with path.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path / "checkpoint.pt")
-        lines = (json.dumps(row, sort_keys=True) for row in state["history"])
-        replace_text(self.path / "curve.jsonl", "".join(f"{line}\n" for line in lines))
+        receipt = {"sha256": file_sha256(path), "size": path.stat().st_size}
+        replace_text(path.with_suffix(".json"), json.dumps(receipt))
+        for old in folder.iterdir():
+            if old.stem.isdecimal() and int(old.stem) <= self._number - _KEPT:
+                old.unlink()
+        self._write_curve(state["history"])
+        self._written = time.monotonic()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds values to the TensorBoard log in `tensorboard/`."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an interrupted run logged beyond its last checkpoint is logged again.
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        for name, value in values.items():
+            self._writer.add_scalar(f"{self.stage}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Ends the log."""
+        if self._writer is not None:
+            self._writer.close()  # type: ignore[no-untyped-call]
+
+    def _read(self, receipt: Path) -> Mapping[str, Any]:
+        stamp = json.loads(receipt.read_text())
+        path = receipt.with_suffix(".pt")
+        data = path.read_bytes()
+        if len(data) != stamp["size"]:
+            raise ValueError(f"{len(data)} bytes instead of {stamp['size']}")
+        if hashlib.sha256(data).hexdigest() != stamp["sha256"]:
+            raise ValueError("another sha256")
+        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+
+    def _write_curve(self, history: list[dict[str, float]]) -> None:
+        lines = (json.dumps(row, sort_keys=True) for row in history)
+        replace_text(self.path / CURVE, "".join(f"{line}\n" for line in lines))
+        if history:
+            temporary = self.path / f".{METRICS}.{os.getpid()}"
+            pq.write_table(pa.Table.from_pylist(history), temporary)
+            os.replace(temporary, self.path / METRICS)
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
     """Returns the rows of a training run's curve, or none if there is no file."""
-    path = folder / "curve.jsonl"
+    path = folder / CURVE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -21,6 +21,7 @@ from ltrp_core.patch_metrics import (
     bootstrap_interval,
     coverage,
 )
+from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
 from ltrp_core.views import render_mask
 from stages.options import check_ranges, option
@@ -134,17 +135,18 @@ def cover_maps(teacher: CacheReader, grid: int) -> dict[str, NDArray[np.float32]
         )
     maps: dict[str, NDArray[np.float32]] = {}
     for unit in teacher.units:
-        arrays = teacher.read(unit)
-        for row, key in enumerate(arrays["key"].tolist()):
-            visible = arrays["visible"][row].astype(np.int64).ravel()
-            count = np.bincount(visible, minlength=grid**2)
+        arrays = teacher.read(unit, ["visible", "score"])
+        lists = (len(arrays["key"]), -1, arrays["visible"].shape[-1])
+        means, counts = mean_map(
+            arrays["visible"].reshape(lists), arrays["score"].reshape(lists), grid**2
+        )
+        for key, mean, count in zip(arrays["key"].tolist(), means, counts, strict=True):
             if not count.all():
                 raise RequestError(
                     f"the teacher's partitions of {key!r} leave patches unscored; score with "
                     "--sampler cover"
                 )
-            total = np.bincount(visible, arrays["score"][row].ravel(), minlength=grid**2)
-            maps[key] = (total / count).astype(np.float32)
+            maps[key] = mean.astype(np.float32)
     return maps
 
 

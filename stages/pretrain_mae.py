@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltrp_core.mae import MaskedAutoencoder, create_mae
 from ltrp_core.partitions import num_visible, sample_visible
@@ -17,7 +18,8 @@ from ltrp_core.views import make_view, normalize, render_view
 from stages.devices import resolve_device
 from stages.options import identity, option
 from stages.protocols import ImageStream, Progress, Sample, Summary, TrainingFolder
-from stages.training import TrainingConfig, fit
+from stages.ranks import Ranks
+from stages.training import StepBatch, Task, TrainingConfig, fit
 
 Batch = tuple[Tensor, Tensor]
 """uint8 images (B, 3, S, S) and visible int64 (B, n)"""
@@ -52,45 +54,55 @@ def run(
     folder.open({**identity(config), **images.identity})
     mae.to(device)
 
-    def loss(batch: Batch) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
         pixels, visible = batch
-        value: Tensor = mae(normalize(pixels.to(device)), visible.to(device))
-        return value
+        value: Tensor = model(normalize(pixels.to(device)), visible.to(device))
+        return value * len(pixels)
 
     num_views = images.num_images * config.views
-    fit(
-        mae,
+    trained = fit(
+        Task(
+            name="pretrain-mae",
+            model=mae,
+            steps_per_epoch=math.ceil(num_views / config.batch_size),
+            batches=lambda epoch, step: _steps(config, images, epoch, step, mae),
+            loss=loss,
+        ),
         config,
-        steps_per_epoch=math.ceil(num_views / config.batch_size),
-        batches=lambda epoch: _batches(config, images, epoch, mae),
-        loss=loss,
-        validate=None,
         folder=folder,
         progress=progress,
-        name="pretrain-mae",
+        ranks=Ranks(),
     )
+    mae.load_state_dict(dict(trained.last))
     summary = Summary(stage="pretrain-mae", done=1, n_ok=images.num_images, n_bad=images.num_bad)
     summary.seconds = time.monotonic() - started
     return mae.cpu().eval(), summary
 
 
-def _batches(
-    config: PretrainConfig, images: ImageStream, epoch: int, mae: MaskedAutoencoder
-) -> Iterator[Batch]:
+def _steps(
+    config: PretrainConfig, images: ImageStream, epoch: int, first: int, mae: MaskedAutoencoder
+) -> Iterator[StepBatch]:
+    """Yields the steps of an epoch, from its step `first` on."""
+    places = _places(config, images, epoch)
+    for _ in itertools.islice(places, first * config.batch_size):
+        pass  # Neither decoded again where images are in memory, nor rendered.
+    while chosen := list(itertools.islice(places, config.batch_size)):
+        rows = [_row(config, sample, number, mae) for sample, number in chosen]
+        size = -(-len(rows) // config.accumulate)
+        parts = [_collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+        yield StepBatch(parts, len(rows))
+
+
+def _places(
+    config: PretrainConfig, images: ImageStream, epoch: int
+) -> Iterator[tuple[Sample, int]]:
     """Yields the epoch's views in an order that is a pure function of (seed, epoch)."""
-    rows: list[Batch] = []
     for number, window in enumerate(images.windows(epoch, config.seed)):
         order = random_permutation(
             len(window) * config.views, seed=config.seed, key=f"{epoch}:{number}", purpose="order"
         )
         for place in order.tolist():
-            sample = window[place // config.views]
-            rows.append(_row(config, sample, epoch * config.views + place % config.views, mae))
-            if len(rows) == config.batch_size:
-                yield _collate(rows)
-                rows.clear()
-    if rows:
-        yield _collate(rows)
+            yield window[place // config.views], epoch * config.views + place % config.views
 
 
 def _row(config: PretrainConfig, sample: Sample, number: int, mae: MaskedAutoencoder) -> Batch:

@@ -28,7 +28,9 @@ from stages.records import kept_name, stack_rows, view_row
 class SelectConfig:
     """Options of `select`."""
 
-    ranker: Path = option(help="--out folder of `train-ranker`", changes_numbers=False)
+    ranker: Path = option(
+        help="--out folder of `train-ranker`, or hf-hub:ID", changes_numbers=False
+    )
     keep_ratio: tuple[float, ...] = option(
         (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"
     )

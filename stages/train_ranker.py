@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.losses import loss_by_name
+from ltrp_core.patches import unpatchify
+from ltrp_core.ranker_init import InitReport, initialize_ranker
 from ltrp_core.rankers import Ranker, create_ranker
-from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top1_agreement
-from ltrp_core.seeding import random_bits, random_permutation
-from ltrp_core.views import normalize
+from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
+from stages.hold_out import HoldOut, split_samples
 from stages.options import identity, option
-from stages.protocols import Progress, RankedView, RecordStream, Summary, TrainingFolder
-from stages.training import TrainingConfig, fit
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""uint8 images (B, 3, S, S), visible int64 (B, n), scores float32 (B, n)"""
+from stages.protocols import Progress, Records, Summary, TrainingFolder
+from stages.ranking_batches import Loader, RankingBatch, RankingSteps
+from stages.ranks import Ranks
+from stages.record_order import RecordOrder
+from stages.training import Task, Trained, TrainingConfig, fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,27 +39,182 @@ class TrainRankerConfig(TrainingConfig):
     input: Literal["auto", "sparse", "dense"] = option(
         "auto", help="visible patches only, or all; auto: sparse where the model can (Tab. 1h)"
     )
-    loss: Literal["listmle", "listnet", "ranknet", "regression"] = option(
-        "listmle", help="ranking loss (Tab. 1f)"
+    init: str = option(
+        "", help="start from: weights of a MAE, timm:NAME, a file with timm's keys; empty = random"
     )
-    weight_decay: float = option(0.06, low=0.0, help="AdamW's; none on biases and norms")
-    holdout: float = option(0.1, low=0.0, high=0.9, help="share of images kept for validation")
+    init_from: str = option("", help="start from an earlier ranker: its --out folder or hf-hub:ID")
+    loss: Literal[
+        "listmle",
+        "listnet",
+        "ranknet",
+        "regression",
+        "approx_ndcg",
+        "lambda_loss",
+        "plateau_listmle",
+    ] = option("listmle", help="ranking loss (Tab. 1f; the last three are not the paper's)")
+    loss_top: int = option(0, low=0, help="places that listmle and lambda_loss look at; 0 = all")
+    weight_decay: float = option(0.06, low=0.0, help="the optimizer's; none on biases and norms")
+    records_per_image: int = option(
+        1,
+        low=0,
+        help="of an image's views x partitions an epoch shows so many, turn by turn; 0: all",
+    )
+    holdout: float = option(0.1, low=0.0, high=0.9, help="share kept for validation")
+    holdout_by: Literal["auto", "unit", "image"] = option(
+        "auto", help="what is held out: whole units, or images; auto: units if there are enough"
+    )
+    validation_records: int = option(
+        5000, low=1, help="held-out records that are ranked after each epoch, at most"
+    )
+    validation_maps: int = option(
+        500, low=1, help="held-out views whose whole score maps are compared, at most"
+    )
+    keep: Literal["best", "last"] = option(
+        "best", help="epoch whose weights are the ranker: the best on what is held out, or the last"
+    )
+    patience: int = option(0, low=0, help="epochs without a better one until it ends; 0 = never")
+
+
+@dataclass(slots=True)
+class TrainedRanker:
+    """What came out."""
+
+    ranker: Ranker
+    """In evaluation mode on the CPU, with the weights that are kept"""
+    last: Mapping[str, Tensor]
+    """State of the last epoch"""
+    trained: Trained
+    kept_epoch: int
+    ceiling: Mapping[str, float]
+    """How repeatable the labels are; empty where that cannot be measured"""
+    counts: Mapping[str, int]
+    started_from: InitReport | None
+    notes: list[str]
+    summary: Summary
 
 
 def run(
     config: TrainRankerConfig,
     *,
-    records: RecordStream,
+    records: Records,
+    maps: Records | None,
     folder: TrainingFolder,
     progress: Progress,
-) -> tuple[Ranker, list[dict[str, float]], Summary]:
-    """Trains a ranker on cached records; returns it in eval mode, its curve and the summary.
+    ranks: Ranks | None = None,
+    device: str = "",
+    loader_processes: int = 0,
+) -> TrainedRanker:
+    """Trains a ranker on cached records.
+
+    Args:
+        records: what is trained on; its held-out part is validated on.
+        maps: records of `cover` partitions, whose held-out score maps are compared with the
+            ranker's; None where there are none.
+        ranks: which of the processes that train together this is.
+        folder: opened for `run_identity`.
+        device: where this rank computes; empty: what `config.device` says.
+        loader_processes: read and decode ahead; 0 = when a step needs it.
 
     Raises:
-        RequestError: unknown ranker, nothing to train on, or a folder of another run.
+        RequestError: unknown ranker, or nothing to train on.
     """
     started = time.monotonic()
-    train, held_out = split_keys(records.keys, config.holdout, config.seed)
+    ranks = ranks or Ranks()
+    target = resolve_device(device or config.device)
+    split = split_samples(records, config.holdout, config.holdout_by, config.seed)
+    ranker, started_from = _make_ranker(config, records)
+    notes = [*split.notes, *([started_from.summary()] if started_from else [])]
+    check_whole_views(ranker, records)
+    step = RankerStep(ranker).to(target)
+    held_out = HoldOut.make(config, records, maps, split, ranks)
+    notes += held_out.notes
+    steps = _steps(config, records, split.train, ranks, whole=not ranker.sparse_input)
+    loader = Loader(steps, config.epochs, processes=loader_processes, pin=target.type == "cuda")
+    trained = fit(
+        Task(
+            name="train-ranker",
+            model=step,
+            steps_per_epoch=steps.order.steps_per_epoch,
+            batches=loader,
+            loss=_loss(config, target),
+            validate=held_out.measure if held_out.num_records else None,
+            judged_by=held_out.judged_by if config.keep == "best" or config.patience else "",
+            patience=config.patience,
+        ),
+        config,
+        folder=folder,
+        progress=progress,
+        ranks=ranks,
+    )
+    last = _of_ranker(trained.last)
+    kept = _of_ranker(trained.best) if config.keep == "best" else last
+    ranker.load_state_dict(kept)
+    summary = Summary(stage="train-ranker", done=1, n_ok=len(records.keys))
+    summary.seconds = time.monotonic() - started
+    counts = {
+        "images": len(split.train),
+        "records_per_image": steps.order.records_per_sample,
+        "held_out_images": len(split.held_out),
+        "held_out_records": held_out.num_records,
+        "held_out_maps": held_out.num_maps,
+    }
+    return TrainedRanker(
+        ranker=ranker.cpu().eval(),
+        last=last,
+        trained=trained,
+        kept_epoch=trained.best_epoch if config.keep == "best" else len(trained.history),
+        ceiling=held_out.ceiling,
+        counts=counts,
+        started_from=started_from,
+        notes=notes,
+        summary=summary,
+    )
+
+
+def run_identity(config: TrainRankerConfig, cache: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a training run's id is the hash of: its options and those of the cache."""
+    return identity(config) | {"cache": dict(cache)}
+
+
+class RankerStep(nn.Module):
+    """A ranker called with pixels as they are stored; what wraps it sees one `forward`."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Returns the scores (B, n) of `visible` (B, n).
+
+        Args:
+            patches: uint8 (B, n, 3p²) of a ranker with sparse input, else all (B, L, 3p²).
+            visible: int64 (B, n).
+        """
+        values = normalize_patches(patches)
+        if self.ranker.sparse_input:
+            return self.ranker.score_patches(values, visible)
+        images = unpatchify(values, self.ranker.patch_size, self.ranker.grid)
+        scores: Tensor = self.ranker(images, visible)
+        return scores
+
+
+def check_whole_views(ranker: Ranker, records: Records) -> None:
+    """Checks that a ranker with dense input can be given whole views.
+
+    Raises:
+        RequestError: only the visible patches are known.
+    """
+    if not ranker.sparse_input and not records.has_whole_views:
+        raise RequestError(
+            f"ranker {ranker.config['name']!r} with dense input sees whole images, and the cache "
+            "holds only patches of them; pass the scored images with --shards, or choose a vit_* "
+            "ranker with --input sparse"
+        )
+
+
+def _make_ranker(config: TrainRankerConfig, records: Records) -> tuple[Ranker, InitReport | None]:
+    if config.init and config.init_from:
+        raise RequestError("--init and --init-from exclude each other; pass one")
     torch.manual_seed(config.seed)
     grid = int(records.run["image_size"]) // int(records.run["patch_size"])
     ranker = create_ranker(
@@ -71,101 +224,41 @@ def run(
         grid=grid,
         patch_size=int(records.run["patch_size"]),
     )
-    device = resolve_device(config.device)
-    compute_loss = loss_by_name(config.loss)
-    folder.open({**identity(config), "cache": dict(records.run)})
-    ranker.to(device)
+    source = config.init or config.init_from
+    return ranker, initialize_ranker(ranker, source) if source else None
 
-    def loss(batch: Batch) -> Tensor:
-        images, visible, score = (tensor.to(device) for tensor in batch)
-        return compute_loss(ranker(normalize(images), visible), score)
 
-    history = fit(
-        ranker,
-        config,
-        steps_per_epoch=math.ceil(len(train) * records.records_per_key / config.batch_size),
-        batches=lambda epoch: _batches(records, epoch, train, config.seed, config.batch_size),
-        loss=loss,
-        validate=lambda: validate(ranker, records, held_out, config.batch_size, device),
-        folder=folder,
-        progress=progress,
-        name="train-ranker",
+def _steps(
+    config: TrainRankerConfig, records: Records, samples: Any, ranks: Ranks, *, whole: bool
+) -> RankingSteps:
+    per_sample = int(records.run["views"]) * int(records.run["partitions"])
+    order = RecordOrder(
+        num_samples=len(samples),
+        records_per_sample=per_sample,
+        seen_per_epoch=min(config.records_per_image or per_sample, per_sample),
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
-    summary = Summary(stage="train-ranker", done=1, n_ok=len(records.keys))
-    summary.seconds = time.monotonic() - started
-    return ranker.cpu().eval(), history, summary
+    return RankingSteps(records, samples, order, ranks, config.accumulate, whole)
 
 
-def split_keys(
-    keys: Sequence[str], holdout: float, seed: int
-) -> tuple[frozenset[str], frozenset[str]]:
-    """Returns the keys to train on and the held-out ones: by hash, the same whatever else is there.
+def _loss(
+    config: TrainRankerConfig, device: torch.device
+) -> Callable[[nn.Module, RankingBatch], Tensor]:
+    compute = loss_by_name(config.loss)
+    extra: dict[str, Any] = {"reduction": "none"}
+    if config.loss_top:
+        if config.loss not in ("listmle", "lambda_loss"):
+            raise RequestError(f"--loss-top says nothing to --loss {config.loss}; leave it out")
+        extra["top"] = config.loss_top
 
-    Raises:
-        RequestError: fewer than two images, or none left to train on.
-    """
-    ordered = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
-    count = max(1, round(len(ordered) * holdout)) if holdout > 0 else 0
-    if len(ordered) - count < 1:
-        raise RequestError(
-            f"{len(ordered)} scored images are too few to hold out {count}; score more images, "
-            "or pass --holdout 0"
-        )
-    return frozenset(ordered[count:]), frozenset(ordered[:count])
+    def loss(model: nn.Module, batch: RankingBatch) -> Tensor:
+        patches, visible, score = (values.to(device, non_blocking=True) for values in batch[:3])
+        total = compute(model(patches, visible), score, **extra).sum()
+        return total if batch.counts else total * 0
 
-
-@torch.no_grad()
-def validate(
-    ranker: Ranker,
-    records: RecordStream,
-    keys: frozenset[str],
-    batch_size: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """Returns how well the ranker orders held-out partitions, means over lists.
-
-    Kendall tau-b, Spearman's rho, NDCG@5 and how often the best patch is the teacher's best.
-    """
-    if not keys:
-        return {}
-    ranker.eval()
-    predicted, target = [], []
-    for images, visible, score in _batches(records, 0, keys, 0, batch_size):
-        predicted.append(ranker(normalize(images.to(device)), visible.to(device)).float().cpu())
-        target.append(score)
-    scores, targets = torch.cat(predicted), torch.cat(target)
-    measures = {
-        "tau": kendall_tau_b(scores, targets),
-        "rho": spearman_rho(scores, targets),
-        "ndcg5": ndcg(scores, targets, top=5),
-        "top1": top1_agreement(scores, targets),
-    }
-    return {name: float(values.double().nanmean()) for name, values in measures.items()}
+    return loss
 
 
-def _batches(
-    records: RecordStream, epoch: int, keys: frozenset[str], seed: int, batch_size: int
-) -> Iterator[Batch]:
-    """Yields the epoch's records in an order that is a pure function of (seed, epoch)."""
-    batch: list[RankedView] = []
-    count = 0
-    for number, window in enumerate(records.windows(epoch, seed, keys)):
-        order = random_permutation(len(window), seed=seed, key=f"{epoch}:{number}", purpose="order")
-        for place in order.tolist():
-            batch.append(window[place])
-            if len(batch) == batch_size:
-                yield _collate(batch, seed, f"{epoch}:{count}")
-                count += 1
-                batch = []
-    if batch:
-        yield _collate(batch, seed, f"{epoch}:{count}")
-
-
-def _collate(batch: Sequence[RankedView], seed: int, name: str) -> Batch:
-    """Stacks records; lists are shuffled, so that equal scores are in random order (Sec. 3.3)."""
-    images = torch.from_numpy(np.stack([record.pixels for record in batch]))
-    visible = torch.from_numpy(np.stack([record.visible for record in batch]))
-    score = torch.from_numpy(np.stack([record.score for record in batch]))
-    bits = random_bits(visible.numel(), seed=seed, key=name, purpose="ties")
-    order = torch.from_numpy(bits.reshape(visible.shape).argsort(axis=1, kind="stable"))
-    return images, visible.gather(1, order), score.gather(1, order)
+def _of_ranker(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("ranker."): value for name, value in state.items()}

@@ -26,9 +26,23 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.records",
     "stages.devices",
     "stages.training",
+    "stages.ranks",
+    "stages.record_order",
+    "stages.ranking_batches",
+    "stages.hold_out",
 )
 """Besides the method, the rooms that all stages share; never one stage another."""
-ONLY_INSIDE_FUNCTIONS = ("skimage", "sklearn", "transformers", "pycocotools", "matplotlib")
+ONLY_INSIDE_FUNCTIONS = (
+    "skimage",
+    "sklearn",
+    "transformers",
+    "pycocotools",
+    "matplotlib",
+    "tensorboard",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+)
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,13 @@ def out_option(default: str, *, url: bool = False) -> Callable[[Command], Comman
     return click.option("--out", type=kind, default=default, show_default=True, help=words)
 
 
-shards_option = click.option(
-    "--shards",
-    multiple=True,
-    required=True,
-    help="tars or folders of images: paths, globs, 'train-{0000..0146}.tar', s3:// gs:// hf://"
-    " URLs; may be given repeatedly",
+_SHARDS = (
+    "tars or folders of images: paths, globs, 'train-{0000..0146}.tar', s3:// gs:// hf:// URLs;"
+    " may be given repeatedly"
+)
+shards_option = click.option("--shards", multiple=True, required=True, help=_SHARDS)
+optional_shards_option = click.option(
+    "--shards", multiple=True, help=f"{_SHARDS}. Not needed where the cache holds pixels"
 )
 unit_size_option = click.option(
     "--unit-size",
@@ -82,7 +83,7 @@ _workers = click.option(
     show_default=True,
     help="Ray actors: a number, auto (one a GPU, else one a CPU), or 0 = no Ray, this process",
 )
-_ray_address = click.option("--ray-address", default=None, help="of a running Ray cluster")
+ray_address_option = click.option("--ray-address", default=None, help="of a running Ray cluster")
 _shard_timeout = click.option(
     "--shard-timeout",
     type=click.FloatRange(min=1.0),
@@ -97,7 +98,7 @@ def on_shards(command: Command) -> Command:
     for add in (
         config_options(UnitOptions),
         _shard_timeout,
-        _ray_address,
+        ray_address_option,
         _workers,
         unit_size_option,
     ):

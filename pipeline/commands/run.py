@@ -17,11 +17,15 @@ from pipeline.commands.options import (
     given,
     on_shards,
     open_pool_of,
+    optional_shards_option,
     out_option,
+    ray_address_option,
     shards_option,
 )
 from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
+from pipeline.ranker_options import RunOptions
+from pipeline.signals import interrupt_on_signals
 from pipeline.unit_runner import UnitOptions
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig
@@ -94,20 +98,55 @@ def score(shards: tuple[str, ...], out: str, append_views: int | None, **options
 
 @click.command("train-ranker")
 @click.option("--cache", required=True, help="--out folder of `score`")
-@shards_option
+@optional_shards_option
+@click.option(
+    "--maps", help="cache of `score --sampler cover`: whole score maps are then validated on too"
+)
 @out_option("ranker")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="processes that train together, one a GPU (Ray Train); 0 = this process, no Ray",
+)
+@ray_address_option
+@config_options(RunOptions)
 @config_options(TrainRankerConfig)
-def train_ranker(cache: str, shards: tuple[str, ...], out: Path, **options: Any) -> int:
+def train_ranker(
+    cache: str,
+    shards: tuple[str, ...],
+    maps: str | None,
+    out: Path,
+    workers: int,
+    ray_address: str | None,
+    **options: Any,
+) -> int:
     """Train a ranker from a cache; the masked autoencoder is not needed.
 
-    The recorded crops are replayed on the images, joined by key. Writes OUT/ranker.safetensors
-    and OUT/config.json, for `select --ranker`.
+    From a cache with --pixels, or with --shards: the recorded crops are replayed on the images,
+    joined by key. Killed and started again, it goes on as if nothing had happened. Writes
+    OUT/ranker.safetensors and OUT/config.json, for `select --ranker`; curves, a TensorBoard log.
 
     Example: ltrp-pipeline train-ranker --cache cache --shards shards --out ranker
     """
-    config, found = TrainRankerConfig(**options), find_shards(shards)
-    measures, summary = run_stage.run_train_ranker(config, cache, found, out, open_progress())
-    click.echo("  ".join(f"{name} {value:.4g}" for name, value in measures.items()))
+    from pipeline.ranker_training import TrainingInputs, run_train_ranker
+    from pipeline.training_table import format_curve
+
+    config, run_options = cut(options, TrainRankerConfig), cut(options, RunOptions)
+    found = tuple(find_shards(shards)) if shards else ()
+    curve, summary = run_train_ranker(
+        config,
+        TrainingInputs(cache, found, maps),
+        out,
+        open_progress(),
+        run_options,
+        workers=workers,
+        ray_address=ray_address,
+        after_start=interrupt_on_signals,
+        on_note=lambda text: click.echo(f"note: {text}", err=True),
+    )
+    click.echo(format_curve(curve))
     return finish(summary)
 
 

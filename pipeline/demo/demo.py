@@ -14,6 +14,7 @@ from pipeline.demo.photographs import demo_photographs
 from pipeline.evaluation_table import format_table
 from pipeline.inputs import Shard, find_shards
 from pipeline.progress import open_progress, print_summary
+from pipeline.ranker_training import TrainingInputs, run_train_ranker
 from pipeline.run_report import run_report
 from pipeline.store.run_file import claim_folder
 from pipeline.workers import InProcessPool
@@ -131,12 +132,18 @@ class _Demo:
             batch_size=32,
             base_lr=4e-3,
             warmup_epochs=1,
+            records_per_image=0,
         )
-        measures, summary = run_stage.run_train_ranker(
-            config, self.out / "cache", self.shards, self.out / "ranker", self.progress
+        _, summary = run_train_ranker(
+            config,
+            TrainingInputs(
+                cache=str(self.out / "cache"),
+                shards=tuple(self.shards),
+                maps=str(self.out / "teacher"),
+            ),
+            self.out / "ranker",
+            self.progress,
         )
-        held_out = "  ".join(f"{name} {measures[name]:.3f}" for name in ("tau", "rho", "ndcg5"))
-        summary.notes.append(f"on the held-out photograph: {held_out}")
         return summary
 
     def select(self) -> Summary:
