@@ -1,0 +1,560 @@
+"""Runs the same function on many ranks through Ray Train (TorchTrainer), torch.distributed up.
+
+The function keeps its own checkpoints on the disk. When a rank is lost, Ray Train ends the others
+and starts all again, and the function goes on from its checkpoint. An error that would come again
+(wrong input, a full disk, a bug) ends the run instead.
+
+A small actor on the driver's machine, the board, carries what ranks say to the driver. The run
+does not depend on it: without it there are no reports, and errors cost the attempts they would
+have saved.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ltrp_core.errors import RequestError
+from pipeline.workers.outcomes import RunStoppedError, classify
+from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray
+from pipeline.workers.slots import Plan, WorkersRequest, plan_workers
+
+_POLL_S = 0.2
+_LOOK_S = 0.5
+"""Between Ray Train's looks at the ranks: how soon a lost one is seen, and the end."""
+
+_STARTS = 10
+"""How often ranks may fail to start, or find no place for a minute, in all."""
+
+_SAY_AFTER_S = 30.0
+"""Until a user is told that ranks found no place."""
+
+_JOIN_S = 20.0
+"""How long the machines of a cluster may take to be seen."""
+
+_LEAVE_S = 5.0
+"""How long ranks may take to end torch.distributed before they are killed."""
+
+_MOST_KEPT = 10_000
+"""Messages the board keeps for a driver that stands still; the oldest are lost first."""
+
+_OTHERS_FAULT = re.compile(
+    r"gloo/|NCCL|c10d|TCPStore|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
+    r"|DataLoader worker .*(killed by signal|exited unexpectedly)",
+    re.IGNORECASE,
+)
+"""In a RuntimeError: another process is gone or stands still. gloo has no class of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One of the processes that train together."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node: str
+    """Host name"""
+    device: str
+    """`cpu` or `cuda:N`"""
+    attempt: int
+    """How often all were started before"""
+    report: Callable[[dict[str, Any]], None] = field(repr=False)
+    """Sends a small dictionary to the driver; at once, and it may be lost"""
+
+
+def train_on_ranks(
+    work: Callable[[Rank], None],
+    *,
+    workers: int,
+    ray_address: str | None,
+    name: str,
+    device: str = "auto",
+    max_failures: int = 3,
+    collective_timeout_s: float = 300.0,
+    scratch: Path | None = None,
+    after_start: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda text: None,
+    on_report: Callable[[dict[str, Any]], None] = lambda message: None,
+) -> None:
+    """Runs `work` once on each of `workers` ranks, all at the same time; returns when all ended.
+
+    What rank 0 prints is printed here. Ranks start in the driver's folder where it exists.
+
+    Args:
+        work: picklable; called again from the start, on all ranks, after one was lost.
+        ray_address: of a cluster; None = RAY_ADDRESS if that is set, else a Ray of this process.
+        name: of the run, in Ray's logs and dashboard.
+        device: `cpu`, `cuda` (a GPU a rank), or `auto`: `cuda` if Ray has any.
+        max_failures: how often lost ranks are replaced.
+        collective_timeout_s: how long ranks wait for one that stands still.
+        scratch: where Ray Train's own files are kept while it runs; None = the system's choice.
+        after_start: called once Ray runs: it puts in signal handlers of its own.
+        on_note: called with each note when it is made, e.g. that a rank was lost.
+        on_report: called with what `Rank.report` was given; an error of it is ignored.
+
+    Raises:
+        RequestError: Ray is missing or lends less; or `work` raised one, which comes out as it was.
+        RunStoppedError: ranks were lost too often, or `work` failed in a way that would come again.
+    """
+    ray = import_ray(ray_address)
+    _set_environment(ray_address, collective_timeout_s)
+    folder = Path(tempfile.mkdtemp(prefix="ltrp-ray-train-", dir=scratch))
+    try:
+        start_ray(ray_address)
+        after_start()
+        plan = _plan(workers, device, ray_address)
+        board = _open_board(ray)
+        trainer = _trainer(
+            work, board, plan, name, folder, max_failures, max(1, round(collective_timeout_s))
+        )
+        _follow(_Fit(trainer), board, max_failures, on_note, on_report)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set_environment(address: str | None, collective_timeout_s: float) -> None:
+    """Sets what Ray Train reads: here before it is imported, and where its processes start."""
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the first version came to an end after 2.44
+    # A rank that stands still outside of collectives is seen by this.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(collective_timeout_s, 10.0))
+    defaults = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_LOOK_S),
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(int(_LEAVE_S)),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
+    if not is_cluster(address) and "lo" in (name for _, name in socket.if_nameindex()):
+        # gloo would take the interface of the host's name, which others may reach.
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _plan(workers: int, device: str, address: str | None) -> Plan:
+    """Returns the slots of the ranks: of one kind, with an even share of the CPUs each.
+
+    Raises:
+        RequestError: the cluster lends less than `workers` want.
+    """
+    end = time.monotonic() + (_JOIN_S if is_cluster(address) else 0.0)
+    while True:
+        found = machines()
+        cpus = sum(machine.cpus for machine in found)
+        gpus = sum(machine.gpus for machine in found)
+        use_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+        gpu, cpu = (workers, 0) if use_gpu else (0, workers)
+        request = WorkersRequest(text=f"gpu={gpu},cpu={cpu}", gpu=gpu, cpu=cpu)
+        plan = plan_workers(request, found)
+        if plan.total == workers:
+            return plan
+        if time.monotonic() > end:
+            what = "GPU" if use_gpu else "CPU"
+            hint = ", --device cpu" if use_gpu and workers <= cpus else ""
+            raise RequestError(
+                f"--workers {workers} takes a {what} each, and Ray has {cpus} CPU(s) and {gpus} "
+                f"GPU(s) on {len(found)} machine(s); pass fewer workers{hint}, or --ray-address "
+                "of a larger cluster"
+            )
+        time.sleep(1.0)
+
+
+def _trainer(
+    work: Callable[[Rank], None],
+    board: Any,
+    plan: Plan,
+    name: str,
+    folder: Path,
+    max_failures: int,
+    timeout_s: int,
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = plan.gpu > 0
+    cpus = plan.gpu_cpus if use_gpu else plan.cpu_cpus
+    limits = {"max_failures": max_failures}
+    if "controller_failure_limit" in {known.name for known in fields(FailureConfig)}:
+        limits["controller_failure_limit"] = _STARTS  # else it would try for ever
+    options = {"work": work, "board": board, "cpus": cpus, "folder": os.getcwd()}
+    return TorchTrainer(
+        _on_rank,
+        train_loop_config=options,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=plan.total,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(folder),
+            failure_config=FailureConfig(**limits),
+            callbacks=[_watch_for(board)],
+        ),
+    )
+
+
+def _watch_for(board: Any) -> Any:
+    """Returns a callback for Ray Train's controller that tells the board which ranks were lost."""
+    from ray.train.v2.api.callback import UserCallback
+
+    class Watch(UserCallback):
+        def after_exception(
+            self, run_context: Any, worker_exceptions: Mapping[int, Exception]
+        ) -> None:
+            lost = {rank: _loss(error) for rank, error in worker_exceptions.items()}
+            with suppress(Exception):
+                board.lost.remote(lost)
+
+    return Watch()
+
+
+def _loss(error: Exception) -> str:
+    """Returns in a few words why Ray Train gave up a rank; empty if it says that itself."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "WorkerHealthCheckTimeoutError" in kinds:
+        return "stood still"
+    if kinds.isdisjoint(("WorkerHealthCheckFailedError", "RayActorError")):
+        return ""
+    text = f"{error} {getattr(error, 'health_check_failure', '')}"
+    if "node has died" in text or "NodeDiedError" in text:
+        return "its machine cannot be reached any more"
+    if "running low on memory" in text:
+        return "was killed for memory"
+    return "its process ended, by a crash or killed by the system"
+
+
+class _Fit:
+    """Ray Train in a thread: it would take over Ctrl-C, and its wait cannot be left."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.error: Exception | None = None
+        self._trainer = trainer
+        self._thread = threading.Thread(target=self._run, name="ray train", daemon=True)
+        self._thread.start()
+
+    def ended(self, wait_s: float) -> bool:
+        """Waits for the end."""
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:  # Ray's own classes differ from version to version
+            self.error = error
+
+
+def _follow(
+    fit: _Fit,
+    board: Any,
+    max_failures: int,
+    on_note: Callable[[str], None],
+    on_report: Callable[[dict[str, Any]], None],
+) -> None:
+    """Hands on what the ranks say until they end.
+
+    Raises:
+        RequestError: what a rank raised.
+        RunStoppedError: see train_on_ranks.
+    """
+    waiting = _Waiting(on_note)
+    over = False
+    while not over:
+        over = fit.ended(_POLL_S)
+        said = _taken(board)
+        for kind, value in said.messages:
+            if kind == "note":
+                on_note(value)
+                continue
+            with suppress(Exception):  # a bar that cannot be drawn is none of the run's business
+                _show(kind, value, on_report)
+        if said.fatal is not None:
+            raise pickle.loads(said.fatal)
+        waiting.look(said.num_running)
+    if fit.error is not None:
+        raise _stopped(fit.error, _taken(board).losses, max_failures)
+
+
+def _show(kind: str, value: Any, on_report: Callable[[dict[str, Any]], None]) -> None:
+    if kind == "report":
+        on_report(value)
+    else:
+        print(value, file=sys.stderr if kind == "stderr" else sys.stdout, flush=True)
+
+
+class _Waiting:
+    """Says once that ranks have waited for their place."""
+
+    def __init__(self, on_note: Callable[[str], None]) -> None:
+        self._on_note = on_note
+        self._since = time.monotonic()
+        self._said = False
+
+    def look(self, num_running: int | None) -> None:
+        """Takes how many ranks run; None: it is not known."""
+        now = time.monotonic()
+        if num_running != 0:
+            self._since = now
+        elif now - self._since > _SAY_AFTER_S and not self._said:
+            self._said = True
+            self._on_note(
+                "ranks wait for their places: a machine is missing, or other work holds them"
+            )
+
+
+def _stopped(error: Exception, losses: list[str], max_failures: int) -> RunStoppedError:
+    if losses:
+        return RunStoppedError(
+            f"ranks were lost more than {max_failures} time(s), the last: {losses[-1]}; "
+            "run the same command again to go on from the last checkpoint"
+        )
+    reason = str(error).strip()[-2000:] or type(error).__name__
+    return RunStoppedError(f"the ranks could not be started: {type(error).__name__}: {reason}")
+
+
+# The board ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Said:
+    """What the board has for the driver."""
+
+    messages: list[tuple[str, Any]] = field(default_factory=list)
+    fatal: bytes | None = None
+    """A pickled exception that would come again"""
+    num_running: int | None = None
+    losses: list[str] = field(default_factory=list)
+
+
+class _Board:
+    """The class of the actor between the ranks and the driver."""
+
+    def __init__(self) -> None:
+        self._messages: deque[tuple[str, Any]] = deque(maxlen=_MOST_KEPT)
+        self._fatal: bytes | None = None
+        self._attempts = 0
+        self._hosts: dict[int, str] = {}
+        self._failures: dict[int, str] = {}
+        self._losses: list[str] = []
+
+    def begin(self) -> int:
+        """Returns the number of the attempt; rank 0 asks, for all."""
+        self._attempts += 1
+        return self._attempts - 1
+
+    def at(self, rank: int, host: str) -> None:
+        """A rank runs, on a host."""
+        self._hosts[rank] = host
+
+    def failed(self, rank: int, reason: str, fatal: bytes | None) -> None:
+        """A rank has raised an error: one that would come again, or of a lost neighbor."""
+        self._failures[rank] = reason
+        if self._fatal is None:
+            self._fatal = fatal
+
+    def lost(self, found: dict[int, str]) -> None:
+        """Ray Train has seen ranks fail, and ends them all."""
+        gone = [(rank, why) for rank, why in sorted(found.items()) if why]
+        if not gone:  # those that say why themselves
+            gone = [(rank, self._failures.get(rank, "failed")) for rank in sorted(found)]
+        text = "; ".join(
+            f"rank {rank} on {self._hosts.get(rank, 'a machine')}: {why}" for rank, why in gone
+        )
+        self._losses.append(text)
+        self._messages.append(("note", f"lost {text}; all start again from the last checkpoint"))
+        self._hosts, self._failures = {}, {}
+
+    def post(self, kind: str, value: Any) -> None:
+        """Keeps a message for the driver."""
+        self._messages.append((kind, value))
+
+    def take(self) -> _Said:
+        """Returns all there is, messages once."""
+        messages = list(self._messages)
+        self._messages.clear()
+        return _Said(messages, self._fatal, len(self._hosts), self._losses)
+
+
+def _open_board(ray: Any) -> Any:
+    """Starts the board on this machine: it ends with the driver, not with a rank's machine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    cls = ray.remote(num_cpus=0, max_restarts=0)(_Board)
+    return cls.options(scheduling_strategy=here, max_pending_calls=1000).remote()
+
+
+def _taken(board: Any) -> _Said:
+    import ray
+
+    try:
+        said: _Said = ray.get(board.take.remote(), timeout=10.0)
+    except Exception:  # it may have been killed for memory; the run goes on
+        return _Said()
+    return said
+
+
+# In the process of a rank ------------------------------------------------------------------------
+
+
+def _on_rank(options: dict[str, Any]) -> None:
+    import torch
+
+    with suppress(OSError):
+        os.chdir(options["folder"])
+    os.environ["OMP_NUM_THREADS"] = str(options["cpus"])  # for processes started from here
+    torch.set_num_threads(options["cpus"])
+    place = _place(options["board"])
+    try:
+        with _shown(options["board"], place.rank):
+            options["work"](place)
+    except BaseException as error:
+        _tell(options["board"], place.rank, error)
+        raise
+
+
+def _place(board: Any) -> Rank:
+    """Returns who this is; the first collective, so that all know the same attempt."""
+    import ray
+    import torch.distributed
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    context = get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    attempt = [0]
+    if rank == 0:
+        with suppress(Exception):
+            attempt = [ray.get(board.begin.remote(), timeout=10.0)]
+    if size > 1:
+        torch.distributed.broadcast_object_list(attempt, src=0)
+    _send(board.at, rank, f"{socket.gethostname()} (process {os.getpid()})")
+
+    def report(message: dict[str, Any]) -> None:
+        _send(board.post, "report", message)
+
+    return Rank(
+        rank=rank,
+        world_size=size,
+        local_rank=context.get_local_rank(),
+        node=socket.gethostname(),
+        device=str(get_device()),
+        attempt=attempt[0],
+        report=report,
+    )
+
+
+def _send(method: Any, *values: Any) -> None:
+    """Calls the board, and does not wait; it may be gone, or behind."""
+    with suppress(Exception):
+        method.remote(*values)
+
+
+def _tell(board: Any, rank: int, error: BaseException) -> None:
+    """Waits until the board has it: this process may be killed as soon as it has raised."""
+    import ray
+
+    fatal = _packed(_fatal(error)) if _would_come_again(error) else None
+    with suppress(Exception):
+        ray.get(board.failed.remote(rank, classify(error).reason[:300], fatal), timeout=10.0)
+
+
+def _would_come_again(error: BaseException) -> bool:
+    """Whether a new attempt would end in the same way; not if another process is to blame."""
+    import torch.distributed
+
+    failure = classify(error)
+    if failure.kind in ("request", "stop") or failure.is_retried:
+        return not failure.is_retried
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.distributed.DistError):
+            return False
+        if isinstance(cause, RuntimeError) and _OTHERS_FAULT.search(str(cause)):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
+
+
+def _fatal(error: BaseException) -> RequestError:
+    """Returns what the driver raises."""
+    if isinstance(error, RequestError):
+        return error
+    failure = classify(error)
+    if failure.kind == "stop":
+        return RunStoppedError(failure.reason)
+    lines = "".join(traceback.format_exception(error)).rstrip()
+    return RunStoppedError(f"training failed on a worker: {failure.reason}\n{lines}")
+
+
+def _packed(error: RequestError) -> bytes:
+    """Pickles it, or what is left of it: some exceptions cannot be made again."""
+    with suppress(Exception):
+        packed = pickle.dumps(error)
+        if str(pickle.loads(packed)) == str(error):
+            return packed
+    with suppress(Exception):
+        packed = pickle.dumps(type(error)(str(error)))
+        pickle.loads(packed)
+        return packed
+    return pickle.dumps(RequestError(str(error)))
+
+
+@contextmanager
+def _shown(board: Any, rank: int) -> Iterator[None]:
+    """Sends the lines that rank 0 prints to the driver too; other ranks print to Ray's logs."""
+    if rank != 0:
+        yield
+        return
+    streams = sys.stdout, sys.stderr
+    sys.stdout = _Lines(streams[0], board, "stdout")  # type: ignore[assignment]
+    sys.stderr = _Lines(streams[1], board, "stderr")  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for lines in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                lines.send_rest()  # type: ignore[attr-defined]
+        sys.stdout, sys.stderr = streams
+
+
+class _Lines:
+    """A stream that sends whole lines to the board as well."""
+
+    def __init__(self, stream: Any, board: Any, kind: Literal["stdout", "stderr"]) -> None:
+        self._stream, self._board, self._kind = stream, board, kind
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Writes, and sends the lines that are complete."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            _send(self._board.post, self._kind, line)
+        self._stream.write(text)
+        return len(text)
+
+    def send_rest(self) -> None:
+        """Sends a last line without an end."""
+        if self._rest:
+            _send(self._board.post, self._kind, self._rest)
+            self._rest = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
