@@ -25,7 +25,10 @@ COMMANDS = {
     "evaluate": ("pipeline.commands.run:evaluate", "Compare selections with annotations."),
     "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
     "export": ("pipeline.commands.exports:export", "Write a ranker for other runtimes."),
-    "push-to-hub": ("pipeline.commands.exports:push_to_hub", "Upload a ranker to the hub."),
+    "push-to-hub": (
+        "pipeline.commands.exports:push_to_hub",
+        "Upload a ranker to the Hugging Face hub.",
+    ),
     "plan": ("pipeline.commands.caches:plan", "Tell what `score` would take."),
     "status": ("pipeline.commands.caches:status", "Show how far a run is."),
     "inspect": ("pipeline.commands.caches:inspect", "Show what is in a unit."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from pipeline.model_card import write_model_card
 from pipeline.plots import plot_curves
 from pipeline.ranker_options import RunOptions
 from pipeline.relayed_progress import RelayedBars, RelayedProgress
-from pipeline.store import open_cache
+from pipeline.store import Cache, open_cache
 from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import replace_text
 from pipeline.store.run_file import read_run, run_id
@@ -73,7 +74,8 @@ def run_train_ranker(
     out = out.absolute()
     cache = open_cache(inputs.cache)
     check_cache(cache, inputs.shards)
-    DiskTrainingFolder(out, STAGE).open(train_ranker.run_identity(config, cache.run))
+    train_ranker.check_config(config, cache.run)
+    DiskTrainingFolder(out, STAGE).open(_run_identity(config, cache, inputs.maps))
     work = functools.partial(_train, config, inputs, out, options)
     if workers == 0:
         result = work(progress=progress, on_note=on_note)
@@ -86,6 +88,20 @@ def run_train_ranker(
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline select --shards ... --ranker {out} --out selections"
     return curve, summary
+
+
+def _run_identity(config: TrainRankerConfig, cache: Cache, maps: str | None) -> dict[str, Any]:
+    """Returns what the run's id is the hash of: options, records, and what epochs are judged by."""
+    caches = {"cache": cache, **({"maps": open_cache(maps)} if maps else {})}
+    return identity(config) | {
+        name: {**found.run, "records": _records_sha256(found)} for name, found in caches.items()
+    }
+
+
+def _records_sha256(cache: Cache) -> str:
+    """A cache that grew since would be trained on in another order."""
+    rows = [(row.unit, row.n_ok, row.shard_sha256) for _, row in sorted(cache.rows.items())]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _train(

@@ -27,7 +27,8 @@ class Ranks:
         """Returns `model`, its gradients averaged over the ranks where there are several."""
         if self.size == 1:
             return model
-        devices = [device.index] if device.type == "cuda" else None
+        index = torch.cuda.current_device() if device.type == "cuda" else None
+        devices = None if index is None else [device.index if device.index is not None else index]
         return DistributedDataParallel(model, device_ids=devices)
 
     def total(self, values: Tensor) -> Tensor:

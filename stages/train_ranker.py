@@ -18,7 +18,7 @@ from ltrp_core.rankers import Ranker, create_ranker
 from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
 from stages.hold_out import HoldOut, split_samples
-from stages.options import identity, option
+from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
 from stages.ranking_batches import Loader, RankingBatch, RankingSteps
 from stages.ranks import Ranks
@@ -111,7 +111,7 @@ def run(
         maps: records of `cover` partitions, whose held-out score maps are compared with the
             ranker's; None where there are none.
         ranks: which of the processes that train together this is.
-        folder: opened for `run_identity`.
+        folder: opened for this config and these records.
         device: where this rank computes; empty: what `config.device` says.
         loader_processes: read and decode ahead; 0 = when a step needs it.
 
@@ -171,9 +171,15 @@ def run(
     )
 
 
-def run_identity(config: TrainRankerConfig, cache: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a training run's id is the hash of: its options and those of the cache."""
-    return identity(config) | {"cache": dict(cache)}
+def check_config(config: TrainRankerConfig, cache: Mapping[str, Any]) -> None:
+    """Checks options before anything is written.
+
+    Raises:
+        RequestError: unknown ranker, or options that exclude each other.
+    """
+    with torch.random.fork_rng(devices=[]):
+        _create(config, cache)
+    _loss(config, torch.device("cpu"))
 
 
 class RankerStep(nn.Module):
@@ -213,19 +219,22 @@ def check_whole_views(ranker: Ranker, records: Records) -> None:
 
 
 def _make_ranker(config: TrainRankerConfig, records: Records) -> tuple[Ranker, InitReport | None]:
+    torch.manual_seed(config.seed)
+    ranker = _create(config, records.run)
+    source = config.init or config.init_from
+    return ranker, initialize_ranker(ranker, source) if source else None
+
+
+def _create(config: TrainRankerConfig, cache: Mapping[str, Any]) -> Ranker:
     if config.init and config.init_from:
         raise RequestError("--init and --init-from exclude each other; pass one")
-    torch.manual_seed(config.seed)
-    grid = int(records.run["image_size"]) // int(records.run["patch_size"])
-    ranker = create_ranker(
+    return create_ranker(
         config.ranker,
         head=config.head,
         input=None if config.input == "auto" else config.input,
-        grid=grid,
-        patch_size=int(records.run["patch_size"]),
+        grid=int(cache["image_size"]) // int(cache["patch_size"]),
+        patch_size=int(cache["patch_size"]),
     )
-    source = config.init or config.init_from
-    return ranker, initialize_ranker(ranker, source) if source else None
 
 
 def _steps(

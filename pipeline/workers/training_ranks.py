@@ -15,10 +15,10 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import deque
@@ -40,8 +40,11 @@ _LOOK_S = 0.5
 _STARTS = 10
 """How often ranks may fail to start, or find no place for a minute, in all."""
 
-_SAY_AFTER_S = 30.0
-"""Until a user is told that ranks found no place."""
+_SAY_AFTER_S = 60.0
+"""Until a user is told that no rank runs."""
+
+_GIVE_UP_S = 900.0
+"""Until the run ends because no rank runs."""
 
 _JOIN_S = 20.0
 """How long the machines of a cluster may take to be seen."""
@@ -51,6 +54,8 @@ _LEAVE_S = 5.0
 
 _MOST_KEPT = 10_000
 """Messages the board keeps for a driver that stands still; the oldest are lost first."""
+
+_STANDS_STILL = "stands still"
 
 _OTHERS_FAULT = re.compile(
     r"gloo/|NCCL|c10d|TCPStore|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
@@ -112,38 +117,51 @@ def train_on_ranks(
         RunStoppedError: ranks were lost too often, or `work` failed in a way that would come again.
     """
     ray = import_ray(ray_address)
-    _set_environment(ray_address, collective_timeout_s)
+    environment = _environment(ray_address, collective_timeout_s)
     folder = Path(tempfile.mkdtemp(prefix="ltrp-ray-train-", dir=scratch))
     try:
         start_ray(ray_address)
         after_start()
         plan = _plan(workers, device, ray_address)
-        board = _open_board(ray)
-        trainer = _trainer(
+        # On this machine they end with the driver, not with a rank's machine.
+        here = ray.get_runtime_context().get_node_id()
+        board = _at(here, _Board, max_restarts=0, max_pending_calls=1000).remote(max_failures)
+        fit = _at(here, _fit, max_retries=0, runtime_env={"env_vars": environment})
+        ended = fit.remote(
             work, board, plan, name, folder, max_failures, max(1, round(collective_timeout_s))
         )
-        _follow(_Fit(trainer), board, max_failures, on_note, on_report)
+        _follow(ended, board, max_failures, on_note, on_report)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _set_environment(address: str | None, collective_timeout_s: float) -> None:
-    """Sets what Ray Train reads: here before it is imported, and where its processes start."""
-    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the first version came to an end after 2.44
-    # A rank that stands still outside of collectives is seen by this.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(collective_timeout_s, 10.0))
-    defaults = {
+def _environment(address: str | None, collective_timeout_s: float) -> dict[str, str]:
+    """Returns what Ray Train reads, for all processes of the run."""
+    values = {
+        "RAY_TRAIN_V2_ENABLED": "1",  # the first version was given up after Ray 2.44
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_LOOK_S),
+        # A rank that stands still outside of collectives is seen by this.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(collective_timeout_s, 10.0)),
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(int(_LEAVE_S)),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
     }
     if not is_cluster(address) and "lo" in (name for _, name in socket.if_nameindex()):
         # gloo would take the interface of the host's name, which others may reach.
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        values["GLOO_SOCKET_IFNAME"] = "lo"
+        values["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # of machines that are taken back
+    return {name: os.environ.get(name, value) for name, value in values.items()}
+
+
+def _at(node_id: str, function: Any, **options: Any) -> Any:
+    """Makes an actor or a task of one machine, which takes no slot."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=there, **options)(function)
 
 
 def _plan(workers: int, device: str, address: str | None) -> Plan:
@@ -174,7 +192,7 @@ def _plan(workers: int, device: str, address: str | None) -> Plan:
         time.sleep(1.0)
 
 
-def _trainer(
+def _fit(
     work: Callable[[Rank], None],
     board: Any,
     plan: Plan,
@@ -182,17 +200,22 @@ def _trainer(
     folder: Path,
     max_failures: int,
     timeout_s: int,
-) -> Any:
+) -> str | None:
+    """Runs Ray Train; returns its error.
+
+    In a process of its own: in the driver's it would take over Ctrl-C, and from a thread that
+    waits for it Ray cannot be shut down.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = plan.gpu > 0
     cpus = plan.gpu_cpus if use_gpu else plan.cpu_cpus
-    limits = {"max_failures": max_failures}
+    limits: dict[str, Any] = {"max_failures": max_failures}
     if "controller_failure_limit" in {known.name for known in fields(FailureConfig)}:
         limits["controller_failure_limit"] = _STARTS  # else it would try for ever
     options = {"work": work, "board": board, "cpus": cpus, "folder": os.getcwd()}
-    return TorchTrainer(
+    trainer = TorchTrainer(
         _on_rank,
         train_loop_config=options,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s),
@@ -208,6 +231,11 @@ def _trainer(
             callbacks=[_watch_for(board)],
         ),
     )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray's own classes differ from version to version
+        return f"{type(error).__name__}: {str(error).strip()[-2000:]}"
+    return None
 
 
 def _watch_for(board: Any) -> Any:
@@ -229,7 +257,7 @@ def _loss(error: Exception) -> str:
     """Returns in a few words why Ray Train gave up a rank; empty if it says that itself."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "WorkerHealthCheckTimeoutError" in kinds:
-        return "stood still"
+        return _STANDS_STILL
     if kinds.isdisjoint(("WorkerHealthCheckFailedError", "RayActorError")):
         return ""
     text = f"{error} {getattr(error, 'health_check_failure', '')}"
@@ -240,29 +268,8 @@ def _loss(error: Exception) -> str:
     return "its process ended, by a crash or killed by the system"
 
 
-class _Fit:
-    """Ray Train in a thread: it would take over Ctrl-C, and its wait cannot be left."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.error: Exception | None = None
-        self._trainer = trainer
-        self._thread = threading.Thread(target=self._run, name="ray train", daemon=True)
-        self._thread.start()
-
-    def ended(self, wait_s: float) -> bool:
-        """Waits for the end."""
-        self._thread.join(wait_s)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self._trainer.fit()
-        except Exception as error:  # Ray's own classes differ from version to version
-            self.error = error
-
-
 def _follow(
-    fit: _Fit,
+    ended: Any,
     board: Any,
     max_failures: int,
     on_note: Callable[[str], None],
@@ -274,10 +281,12 @@ def _follow(
         RequestError: what a rank raised.
         RunStoppedError: see train_on_ranks.
     """
+    import ray
+
     waiting = _Waiting(on_note)
-    over = False
+    over: list[Any] = []
     while not over:
-        over = fit.ended(_POLL_S)
+        over, _ = ray.wait([ended], timeout=_POLL_S)
         said = _taken(board)
         for kind, value in said.messages:
             if kind == "note":
@@ -287,9 +296,12 @@ def _follow(
                 _show(kind, value, on_report)
         if said.fatal is not None:
             raise pickle.loads(said.fatal)
+        for node_id, process in said.stuck:
+            _at(node_id, _kill, max_retries=0).remote(process)
         waiting.look(said.num_running)
-    if fit.error is not None:
-        raise _stopped(fit.error, _taken(board).losses, max_failures)
+    error = _error_of(ended)
+    if error is not None:
+        raise _stopped(error, said.losses, max_failures)
 
 
 def _show(kind: str, value: Any, on_report: Callable[[dict[str, Any]], None]) -> None:
@@ -300,7 +312,7 @@ def _show(kind: str, value: Any, on_report: Callable[[dict[str, Any]], None]) ->
 
 
 class _Waiting:
-    """Says once that ranks have waited for their place."""
+    """Says that no rank runs, and gives up at last."""
 
     def __init__(self, on_note: Callable[[str], None]) -> None:
         self._on_note = on_note
@@ -308,25 +320,46 @@ class _Waiting:
         self._said = False
 
     def look(self, num_running: int | None) -> None:
-        """Takes how many ranks run; None: it is not known."""
-        now = time.monotonic()
+        """Takes how many ranks run; None: it is not known.
+
+        Raises:
+            RunStoppedError: it has been none for too long.
+        """
         if num_running != 0:
-            self._since = now
-        elif now - self._since > _SAY_AFTER_S and not self._said:
+            self._since = time.monotonic()
+        waited_s = time.monotonic() - self._since
+        why = "a machine is missing, other work holds the slots, or ranks do not start"
+        if waited_s > _GIVE_UP_S:
+            raise RunStoppedError(f"no rank ran for {waited_s:.0f} s: {why}")
+        if waited_s > _SAY_AFTER_S and not self._said:
             self._said = True
-            self._on_note(
-                "ranks wait for their places: a machine is missing, or other work holds them"
-            )
+            self._on_note(f"no rank runs: {why}; waiting")
 
 
-def _stopped(error: Exception, losses: list[str], max_failures: int) -> RunStoppedError:
-    if losses:
+def _kill(process: int) -> None:
+    """Runs on the machine of a rank that stands still: Ray asks it to end, and it cannot hear."""
+    with suppress(OSError):
+        if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():
+            os.kill(process, signal.SIGKILL)
+
+
+def _error_of(ended: Any) -> str | None:
+    import ray
+
+    try:
+        error: str | None = ray.get(ended)
+    except ray.exceptions.RayError as lost:
+        return f"{type(lost).__name__}: {str(lost).strip()[-2000:]}"
+    return error
+
+
+def _stopped(error: str, losses: list[str], max_failures: int) -> RunStoppedError:
+    if len(losses) > max_failures:
         return RunStoppedError(
             f"ranks were lost more than {max_failures} time(s), the last: {losses[-1]}; "
             "run the same command again to go on from the last checkpoint"
         )
-    reason = str(error).strip()[-2000:] or type(error).__name__
-    return RunStoppedError(f"the ranks could not be started: {type(error).__name__}: {reason}")
+    return RunStoppedError(f"Ray Train gave up: {error}")
 
 
 # The board ---------------------------------------------------------------------------------------
@@ -341,27 +374,43 @@ class _Said:
     """A pickled exception that would come again"""
     num_running: int | None = None
     losses: list[str] = field(default_factory=list)
+    stuck: list[tuple[str, int]] = field(default_factory=list)
+    """Node and process of ranks that stand still"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where a rank runs."""
+
+    host: str
+    node_id: str
+    process: int
+
+    def __str__(self) -> str:
+        return f"{self.host} (process {self.process})"
 
 
 class _Board:
     """The class of the actor between the ranks and the driver."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
         self._messages: deque[tuple[str, Any]] = deque(maxlen=_MOST_KEPT)
         self._fatal: bytes | None = None
         self._attempts = 0
-        self._hosts: dict[int, str] = {}
+        self._homes: dict[int, _Home] = {}
         self._failures: dict[int, str] = {}
         self._losses: list[str] = []
+        self._stuck: list[tuple[str, int]] = []
 
     def begin(self) -> int:
         """Returns the number of the attempt; rank 0 asks, for all."""
         self._attempts += 1
         return self._attempts - 1
 
-    def at(self, rank: int, host: str) -> None:
-        """A rank runs, on a host."""
-        self._hosts[rank] = host
+    def at(self, rank: int, home: _Home) -> None:
+        """A rank runs."""
+        self._homes[rank] = home
 
     def failed(self, rank: int, reason: str, fatal: bytes | None) -> None:
         """A rank has raised an error: one that would come again, or of a lost neighbor."""
@@ -371,15 +420,26 @@ class _Board:
 
     def lost(self, found: dict[int, str]) -> None:
         """Ray Train has seen ranks fail, and ends them all."""
-        gone = [(rank, why) for rank, why in sorted(found.items()) if why]
-        if not gone:  # those that say why themselves
-            gone = [(rank, self._failures.get(rank, "failed")) for rank in sorted(found)]
+        if self._fatal is not None:
+            return
+        gone = {rank: why for rank, why in found.items() if why}
+        if not gone:  # those that say why themselves; they may have waited for another
+            gone = {rank: self._failures.get(rank, "failed") for rank in found}
+            late = any("timed out" in why.lower() for why in gone.values())
+            silent = self._homes.keys() - self._failures.keys() if late else set()
+            gone |= dict.fromkeys(silent, _STANDS_STILL)
+        still = [rank for rank, why in gone.items() if why == _STANDS_STILL]
+        homes = [self._homes[rank] for rank in still if rank in self._homes]
+        self._stuck += [(home.node_id, home.process) for home in homes]
         text = "; ".join(
-            f"rank {rank} on {self._hosts.get(rank, 'a machine')}: {why}" for rank, why in gone
+            f"rank {rank} on {self._homes.get(rank, 'a machine')}: {gone[rank]}"
+            for rank in sorted(gone, key=lambda rank: (rank in self._failures, rank))
         )
         self._losses.append(text)
-        self._messages.append(("note", f"lost {text}; all start again from the last checkpoint"))
-        self._hosts, self._failures = {}, {}
+        if len(self._losses) <= self._max_failures:
+            note = f"lost {text}; all start again from the last checkpoint"
+            self._messages.append(("note", note))
+        self._homes, self._failures = {}, {}
 
     def post(self, kind: str, value: Any) -> None:
         """Keeps a message for the driver."""
@@ -387,18 +447,10 @@ class _Board:
 
     def take(self) -> _Said:
         """Returns all there is, messages once."""
-        messages = list(self._messages)
+        said = _Said(list(self._messages), self._fatal, len(self._homes), self._losses, self._stuck)
         self._messages.clear()
-        return _Said(messages, self._fatal, len(self._hosts), self._losses)
-
-
-def _open_board(ray: Any) -> Any:
-    """Starts the board on this machine: it ends with the driver, not with a rank's machine."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    cls = ray.remote(num_cpus=0, max_restarts=0)(_Board)
-    return cls.options(scheduling_strategy=here, max_pending_calls=1000).remote()
+        self._stuck = []
+        return said
 
 
 def _taken(board: Any) -> _Said:
@@ -445,7 +497,8 @@ def _place(board: Any) -> Rank:
             attempt = [ray.get(board.begin.remote(), timeout=10.0)]
     if size > 1:
         torch.distributed.broadcast_object_list(attempt, src=0)
-    _send(board.at, rank, f"{socket.gethostname()} (process {os.getpid()})")
+    home = _Home(socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid())
+    _send(board.at, rank, home)
 
     def report(message: dict[str, Any]) -> None:
         _send(board.post, "report", message)
@@ -454,7 +507,7 @@ def _place(board: Any) -> Rank:
         rank=rank,
         world_size=size,
         local_rank=context.get_local_rank(),
-        node=socket.gethostname(),
+        node=home.host,
         device=str(get_device()),
         attempt=attempt[0],
         report=report,

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from ltrp_core.checkpoints import load_mae
+from ltrp_core.patches import unpatchify
 from ltrp_core.views import normalize
 from oracles import scoring as oracle
 from pipeline.inputs import find_shards
 from pipeline.progress import JsonLineProgress
-from pipeline.record_stream import CachedRecords, replay_views
+from pipeline.replay import replay_views
 from pipeline.run_stage import run_score
 from pipeline.store import open_cache
+from pipeline.training_data import StagedRecords, stage_records
 from pipeline.workers import InProcessPool
 from stages.evaluate_patches import cover_maps
 from stages.score import ScoreConfig
@@ -67,23 +69,18 @@ def test_cover_scores_every_patch_and_its_mean_is_the_map(scored):
     assert maps[arrays["key"][0]][patch] == pytest.approx(arrays["score"][0, 0][seen].mean())
 
 
-def test_a_training_epoch_sees_each_record_once_in_an_order_of_its_own(scored):
-    cache, shards = scored(views=2, partitions=3)
-    records = CachedRecords(cache, shards)
-    keys = frozenset(records.keys[::2])
-
-    def epoch(number):
-        return [
-            (record.key, tuple(record.visible.tolist()), tuple(record.score.tolist()))
-            for window in records.windows(number, 0, keys)
-            for record in window
-        ]
-
-    assert len(epoch(0)) == 6 * records.records_per_key == len(set(epoch(0)))
-    assert {key for key, _, _ in epoch(0)} == keys
-    assert epoch(1) == epoch(1)
-    assert sorted(epoch(0)) == sorted(epoch(1))
-    assert len({tuple(epoch(number)) for number in range(10)}) > 2
+@pytest.mark.parametrize("phase", ["decoder", "encoder"])
+def test_what_training_reads_is_what_the_oracle_scores(scored, small_mae, tmp_path, phase):
+    """From the pixels that a ranker is given to the scores it is taught, without the cache."""
+    cache, shards = scored(views=2, partitions=2, phase=phase, score_dtype="float32")
+    folder = stage_records(cache, shards, tmp_path / "staged", progress=QUIET)
+    records = StagedRecords(folder)
+    mae = load_mae(small_mae)
+    sample, record = np.array([0, 5, 11]), np.array([1, 2, 3])
+    visible, score = records.lists(sample, record)
+    views = unpatchify(torch.from_numpy(records.whole_views(sample, record // 2)), 8, 6)
+    expected = oracle.leave_one_out(mae, normalize(views), torch.from_numpy(visible), phase)
+    np.testing.assert_allclose(score, expected, rtol=1e-4)
 
 
 def test_scoring_again_with_another_seed_draws_other_views(scored):
