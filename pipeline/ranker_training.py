@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ltrp_core.rankers import save_ranker
 from pipeline.inputs import Shard
 from pipeline.model_card import write_model_card
-from pipeline.plots import plot_curves
+from pipeline.plots import MEASURES, plot_curves
 from pipeline.ranker_options import RunOptions
 from pipeline.relayed_progress import RelayedBars, RelayedProgress
 from pipeline.store import Cache, open_cache
@@ -188,7 +188,7 @@ def _write(
         "training": options,
         "scored_by": dict(records.run),
         "epoch": trained.kept_epoch,
-        "measures": {name: value for name, value in kept.items() if name != "epoch"},
+        "measures": _measures(kept),
         "ceiling": dict(trained.ceiling),
         "records": dict(trained.counts),
     }
@@ -197,7 +197,9 @@ def _write(
     chosen = {name: value.clone() for name, value in chosen.items()}
     trained.ranker.load_state_dict(dict(trained.last))
     save_ranker(
-        trained.ranker, out / LAST, extra | {"epoch": len(history), "measures": history[-1]}
+        trained.ranker,
+        out / LAST,
+        extra | {"epoch": len(history), "measures": _measures(history[-1])},
     )
     trained.ranker.load_state_dict(chosen)
     write_model_card(out)
@@ -205,6 +207,10 @@ def _write(
     summary = trained.summary
     summary.notes += trained.notes + _closing_notes(trained)
     return {"history": history, "summary": dataclasses.asdict(summary)}
+
+
+def _measures(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name in MEASURES}
 
 
 def _closing_notes(trained: TrainedRanker) -> list[str]:

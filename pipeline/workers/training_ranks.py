@@ -160,8 +160,9 @@ def _at(node_id: str, function: Any, **options: Any) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    remote: Any = ray.remote
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=there, **options)(function)
+    return remote(num_cpus=0, scheduling_strategy=there, **options)(function)
 
 
 def _plan(workers: int, device: str, address: str | None) -> Plan:
@@ -214,7 +215,7 @@ def _fit(
     limits: dict[str, Any] = {"max_failures": max_failures}
     if "controller_failure_limit" in {known.name for known in fields(FailureConfig)}:
         limits["controller_failure_limit"] = _STARTS  # else it would try for ever
-    options = {"work": work, "board": board, "cpus": cpus, "folder": os.getcwd()}
+    options = {"work": work, "board": board, "cpus": cpus, "use_gpu": use_gpu, "folder": folder}
     trainer = TorchTrainer(
         _on_rank,
         train_loop_config=options,
@@ -296,8 +297,8 @@ def _follow(
                 _show(kind, value, on_report)
         if said.fatal is not None:
             raise pickle.loads(said.fatal)
-        for node_id, process in said.stuck:
-            _at(node_id, _kill, max_retries=0).remote(process)
+        for node_id, processes in said.leaving.items():
+            _at(node_id, _see_off, max_retries=0).remote(processes)
         waiting.look(said.num_running)
     error = _error_of(ended)
     if error is not None:
@@ -336,11 +337,17 @@ class _Waiting:
             self._on_note(f"no rank runs: {why}; waiting")
 
 
-def _kill(process: int) -> None:
-    """Runs on the machine of a rank that stands still: Ray asks it to end, and it cannot hear."""
-    with suppress(OSError):
-        if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():
-            os.kill(process, signal.SIGKILL)
+def _see_off(processes: dict[int, float]) -> None:
+    """Kills the processes of lost ranks after as many seconds.
+
+    Runs on their machine. Ray only asks them to end, and one that stands still cannot hear.
+    """
+    started = time.monotonic()
+    for process, after_s in sorted(processes.items(), key=lambda item: item[1]):
+        time.sleep(max(0.0, after_s - (time.monotonic() - started)))
+        with suppress(OSError):
+            if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():
+                os.kill(process, signal.SIGKILL)
 
 
 def _error_of(ended: Any) -> str | None:
@@ -349,7 +356,8 @@ def _error_of(ended: Any) -> str | None:
     try:
         error: str | None = ray.get(ended)
     except ray.exceptions.RayError as lost:
-        return f"{type(lost).__name__}: {str(lost).strip()[-2000:]}"
+        reason = (str(lost).strip() or type(lost).__name__).splitlines()[0]
+        return f"{reason} Run the same command again"
     return error
 
 
@@ -374,8 +382,8 @@ class _Said:
     """A pickled exception that would come again"""
     num_running: int | None = None
     losses: list[str] = field(default_factory=list)
-    stuck: list[tuple[str, int]] = field(default_factory=list)
-    """Node and process of ranks that stand still"""
+    leaving: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Of each node, the processes that are to end, and how many seconds they have"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +409,7 @@ class _Board:
         self._homes: dict[int, _Home] = {}
         self._failures: dict[int, str] = {}
         self._losses: list[str] = []
-        self._stuck: list[tuple[str, int]] = []
+        self._leaving: dict[str, dict[int, float]] = {}
 
     def begin(self) -> int:
         """Returns the number of the attempt; rank 0 asks, for all."""
@@ -428,9 +436,9 @@ class _Board:
             late = any("timed out" in why.lower() for why in gone.values())
             silent = self._homes.keys() - self._failures.keys() if late else set()
             gone |= dict.fromkeys(silent, _STANDS_STILL)
-        still = [rank for rank, why in gone.items() if why == _STANDS_STILL]
-        homes = [self._homes[rank] for rank in still if rank in self._homes]
-        self._stuck += [(home.node_id, home.process) for home in homes]
+        for rank, home in self._homes.items():
+            after_s = 0.0 if gone.get(rank) == _STANDS_STILL else 4 * _LEAVE_S
+            self._leaving.setdefault(home.node_id, {})[home.process] = after_s
         text = "; ".join(
             f"rank {rank} on {self._homes.get(rank, 'a machine')}: {gone[rank]}"
             for rank in sorted(gone, key=lambda rank: (rank in self._failures, rank))
@@ -447,9 +455,11 @@ class _Board:
 
     def take(self) -> _Said:
         """Returns all there is, messages once."""
-        said = _Said(list(self._messages), self._fatal, len(self._homes), self._losses, self._stuck)
+        said = _Said(
+            list(self._messages), self._fatal, len(self._homes), self._losses, self._leaving
+        )
         self._messages.clear()
-        self._stuck = []
+        self._leaving = {}
         return said
 
 
@@ -473,7 +483,7 @@ def _on_rank(options: dict[str, Any]) -> None:
         os.chdir(options["folder"])
     os.environ["OMP_NUM_THREADS"] = str(options["cpus"])  # for processes started from here
     torch.set_num_threads(options["cpus"])
-    place = _place(options["board"])
+    place = _place(options["board"], options["use_gpu"])
     try:
         with _shown(options["board"], place.rank):
             options["work"](place)
@@ -482,7 +492,7 @@ def _on_rank(options: dict[str, Any]) -> None:
         raise
 
 
-def _place(board: Any) -> Rank:
+def _place(board: Any, use_gpu: bool) -> Rank:
     """Returns who this is; the first collective, so that all know the same attempt."""
     import ray
     import torch.distributed
@@ -508,7 +518,7 @@ def _place(board: Any) -> Rank:
         world_size=size,
         local_rank=context.get_local_rank(),
         node=home.host,
-        device=str(get_device()),
+        device=str(get_device()) if use_gpu else "cpu",  # it would name a GPU that others use
         attempt=attempt[0],
         report=report,
     )
