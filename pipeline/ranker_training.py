@@ -33,7 +33,7 @@ from stages.ranks import Ranks
 from stages.train_ranker import TrainedRanker, TrainRankerConfig
 
 if TYPE_CHECKING:
-    from pipeline.workers.training_ranks import Rank
+    from pipeline.workers.rank_process import Rank
 
 STAGE = "train-ranker"
 LAST = "last"

@@ -3,33 +3,28 @@
 The function keeps its own checkpoints on the disk. When a rank is lost, Ray Train ends the others
 and starts all again, and the function goes on from its checkpoint. An error that would come again
 (wrong input, a full disk, a bug) ends the run instead.
-
-A small actor on the driver's machine, the board, carries what ranks say to the driver. The run
-does not depend on it: without it there are no reports, and errors cost the attempts they would
-have saved.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import re
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ltrp_core.errors import RequestError
-from pipeline.workers.outcomes import RunStoppedError, classify
+from pipeline.workers.outcomes import RunStoppedError
+from pipeline.workers.rank_board import LEAVE_S, STANDS_STILL, Board, take_from
+from pipeline.workers.rank_process import Rank, RankRun, run_rank
 from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray
 from pipeline.workers.slots import Plan, WorkersRequest, plan_workers
 
@@ -48,38 +43,6 @@ _GIVE_UP_S = 900.0
 
 _JOIN_S = 20.0
 """How long the machines of a cluster may take to be seen."""
-
-_LEAVE_S = 5.0
-"""How long ranks may take to end torch.distributed before they are killed."""
-
-_MOST_KEPT = 10_000
-"""Messages the board keeps for a driver that stands still; the oldest are lost first."""
-
-_STANDS_STILL = "stands still"
-
-_OTHERS_FAULT = re.compile(
-    r"gloo/|NCCL|c10d|TCPStore|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
-    r"|DataLoader worker .*(killed by signal|exited unexpectedly)",
-    re.IGNORECASE,
-)
-"""In a RuntimeError: another process is gone or stands still. gloo has no class of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """One of the processes that train together."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    node: str
-    """Host name"""
-    device: str
-    """`cpu` or `cuda:N`"""
-    attempt: int
-    """How often all were started before"""
-    report: Callable[[dict[str, Any]], None] = field(repr=False)
-    """Sends a small dictionary to the driver; at once, and it may be lost"""
 
 
 def train_on_ranks(
@@ -125,12 +88,19 @@ def train_on_ranks(
         plan = _plan(workers, device, ray_address)
         # On this machine they end with the driver, not with a rank's machine.
         here = ray.get_runtime_context().get_node_id()
-        board = _at(here, _Board, max_restarts=0, max_pending_calls=1000).remote(max_failures)
+        board = _at(here, Board, max_restarts=0, max_pending_calls=1000).remote(max_failures)
         fit = _at(here, _fit, max_retries=0, runtime_env={"env_vars": environment})
-        ended = fit.remote(
-            work, board, plan, name, folder, max_failures, max(1, round(collective_timeout_s))
+        run = RankRun(
+            work=work,
+            board=board,
+            plan=plan,
+            name=name,
+            scratch=folder,
+            folder=os.getcwd(),
+            max_failures=max_failures,
+            timeout_s=max(1, round(collective_timeout_s)),
         )
-        _follow(ended, board, max_failures, on_note, on_report)
+        _follow(fit.remote(run), board, max_failures, on_note, on_report)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -143,7 +113,7 @@ def _environment(address: str | None, collective_timeout_s: float) -> dict[str, 
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_LOOK_S),
         # A rank that stands still outside of collectives is seen by this.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(collective_timeout_s, 10.0)),
-        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(int(_LEAVE_S)),
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(int(LEAVE_S)),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -193,15 +163,7 @@ def _plan(workers: int, device: str, address: str | None) -> Plan:
         time.sleep(1.0)
 
 
-def _fit(
-    work: Callable[[Rank], None],
-    board: Any,
-    plan: Plan,
-    name: str,
-    folder: Path,
-    max_failures: int,
-    timeout_s: int,
-) -> str | None:
+def _fit(run: RankRun) -> str | None:
     """Runs Ray Train; returns its error.
 
     In a process of its own: in the driver's it would take over Ctrl-C, and from a thread that
@@ -210,26 +172,25 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = plan.gpu > 0
-    cpus = plan.gpu_cpus if use_gpu else plan.cpu_cpus
-    limits: dict[str, Any] = {"max_failures": max_failures}
+    limits: dict[str, Any] = {"max_failures": run.max_failures}
     if "controller_failure_limit" in {known.name for known in fields(FailureConfig)}:
         limits["controller_failure_limit"] = _STARTS  # else it would try for ever
-    options = {"work": work, "board": board, "cpus": cpus, "use_gpu": use_gpu, "folder": folder}
     trainer = TorchTrainer(
-        _on_rank,
-        train_loop_config=options,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s),
+        run_rank,
+        train_loop_config={"run": run},
+        torch_config=TorchConfig(
+            backend="nccl" if run.use_gpu else "gloo", timeout_s=run.timeout_s
+        ),
         scaling_config=ScalingConfig(
-            num_workers=plan.total,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+            num_workers=run.plan.total,
+            use_gpu=run.use_gpu,
+            resources_per_worker={"CPU": run.cpus, **({"GPU": 1} if run.use_gpu else {})},
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(folder),
+            name=run.name,
+            storage_path=str(run.scratch),
             failure_config=FailureConfig(**limits),
-            callbacks=[_watch_for(board)],
+            callbacks=[_watch_for(run.board)],
         ),
     )
     try:
@@ -258,7 +219,7 @@ def _loss(error: Exception) -> str:
     """Returns in a few words why Ray Train gave up a rank; empty if it says that itself."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "WorkerHealthCheckTimeoutError" in kinds:
-        return _STANDS_STILL
+        return STANDS_STILL
     if kinds.isdisjoint(("WorkerHealthCheckFailedError", "RayActorError")):
         return ""
     text = f"{error} {getattr(error, 'health_check_failure', '')}"
@@ -288,7 +249,7 @@ def _follow(
     over: list[Any] = []
     while not over:
         over, _ = ray.wait([ended], timeout=_POLL_S)
-        said = _taken(board)
+        said = take_from(board)
         for kind, value in said.messages:
             if kind == "note":
                 on_note(value)
@@ -368,256 +329,3 @@ def _stopped(error: str, losses: list[str], max_failures: int) -> RunStoppedErro
             "run the same command again to go on from the last checkpoint"
         )
     return RunStoppedError(f"Ray Train gave up: {error}")
-
-
-# The board ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Said:
-    """What the board has for the driver."""
-
-    messages: list[tuple[str, Any]] = field(default_factory=list)
-    fatal: bytes | None = None
-    """A pickled exception that would come again"""
-    num_running: int | None = None
-    losses: list[str] = field(default_factory=list)
-    leaving: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Of each node, the processes that are to end, and how many seconds they have"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Home:
-    """Where a rank runs."""
-
-    host: str
-    node_id: str
-    process: int
-
-    def __str__(self) -> str:
-        return f"{self.host} (process {self.process})"
-
-
-class _Board:
-    """The class of the actor between the ranks and the driver."""
-
-    def __init__(self, max_failures: int) -> None:
-        self._max_failures = max_failures
-        self._messages: deque[tuple[str, Any]] = deque(maxlen=_MOST_KEPT)
-        self._fatal: bytes | None = None
-        self._attempts = 0
-        self._homes: dict[int, _Home] = {}
-        self._failures: dict[int, str] = {}
-        self._losses: list[str] = []
-        self._leaving: dict[str, dict[int, float]] = {}
-
-    def begin(self) -> int:
-        """Returns the number of the attempt; rank 0 asks, for all."""
-        self._attempts += 1
-        return self._attempts - 1
-
-    def at(self, rank: int, home: _Home) -> None:
-        """A rank runs."""
-        self._homes[rank] = home
-
-    def failed(self, rank: int, reason: str, fatal: bytes | None) -> None:
-        """A rank has raised an error: one that would come again, or of a lost neighbor."""
-        self._failures[rank] = reason
-        if self._fatal is None:
-            self._fatal = fatal
-
-    def lost(self, found: dict[int, str]) -> None:
-        """Ray Train has seen ranks fail, and ends them all."""
-        if self._fatal is not None:
-            return
-        gone = {rank: why for rank, why in found.items() if why}
-        if not gone:  # those that say why themselves; they may have waited for another
-            gone = {rank: self._failures.get(rank, "failed") for rank in found}
-            late = any("timed out" in why.lower() for why in gone.values())
-            silent = self._homes.keys() - self._failures.keys() if late else set()
-            gone |= dict.fromkeys(silent, _STANDS_STILL)
-        for rank, home in self._homes.items():
-            after_s = 0.0 if gone.get(rank) == _STANDS_STILL else 4 * _LEAVE_S
-            self._leaving.setdefault(home.node_id, {})[home.process] = after_s
-        text = "; ".join(
-            f"rank {rank} on {self._homes.get(rank, 'a machine')}: {gone[rank]}"
-            for rank in sorted(gone, key=lambda rank: (rank in self._failures, rank))
-        )
-        self._losses.append(text)
-        if len(self._losses) <= self._max_failures:
-            note = f"lost {text}; all start again from the last checkpoint"
-            self._messages.append(("note", note))
-        self._homes, self._failures = {}, {}
-
-    def post(self, kind: str, value: Any) -> None:
-        """Keeps a message for the driver."""
-        self._messages.append((kind, value))
-
-    def take(self) -> _Said:
-        """Returns all there is, messages once."""
-        said = _Said(
-            list(self._messages), self._fatal, len(self._homes), self._losses, self._leaving
-        )
-        self._messages.clear()
-        self._leaving = {}
-        return said
-
-
-def _taken(board: Any) -> _Said:
-    import ray
-
-    try:
-        said: _Said = ray.get(board.take.remote(), timeout=10.0)
-    except Exception:  # it may have been killed for memory; the run goes on
-        return _Said()
-    return said
-
-
-# In the process of a rank ------------------------------------------------------------------------
-
-
-def _on_rank(options: dict[str, Any]) -> None:
-    import torch
-
-    with suppress(OSError):
-        os.chdir(options["folder"])
-    os.environ["OMP_NUM_THREADS"] = str(options["cpus"])  # for processes started from here
-    torch.set_num_threads(options["cpus"])
-    place = _place(options["board"], options["use_gpu"])
-    try:
-        with _shown(options["board"], place.rank):
-            options["work"](place)
-    except BaseException as error:
-        _tell(options["board"], place.rank, error)
-        raise
-
-
-def _place(board: Any, use_gpu: bool) -> Rank:
-    """Returns who this is; the first collective, so that all know the same attempt."""
-    import ray
-    import torch.distributed
-    from ray.train import get_context
-    from ray.train.torch import get_device
-
-    context = get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    attempt = [0]
-    if rank == 0:
-        with suppress(Exception):
-            attempt = [ray.get(board.begin.remote(), timeout=10.0)]
-    if size > 1:
-        torch.distributed.broadcast_object_list(attempt, src=0)
-    home = _Home(socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid())
-    _send(board.at, rank, home)
-
-    def report(message: dict[str, Any]) -> None:
-        _send(board.post, "report", message)
-
-    return Rank(
-        rank=rank,
-        world_size=size,
-        local_rank=context.get_local_rank(),
-        node=home.host,
-        device=str(get_device()) if use_gpu else "cpu",  # it would name a GPU that others use
-        attempt=attempt[0],
-        report=report,
-    )
-
-
-def _send(method: Any, *values: Any) -> None:
-    """Calls the board, and does not wait; it may be gone, or behind."""
-    with suppress(Exception):
-        method.remote(*values)
-
-
-def _tell(board: Any, rank: int, error: BaseException) -> None:
-    """Waits until the board has it: this process may be killed as soon as it has raised."""
-    import ray
-
-    fatal = _packed(_fatal(error)) if _would_come_again(error) else None
-    with suppress(Exception):
-        ray.get(board.failed.remote(rank, classify(error).reason[:300], fatal), timeout=10.0)
-
-
-def _would_come_again(error: BaseException) -> bool:
-    """Whether a new attempt would end in the same way; not if another process is to blame."""
-    import torch.distributed
-
-    failure = classify(error)
-    if failure.kind in ("request", "stop") or failure.is_retried:
-        return not failure.is_retried
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, torch.distributed.DistError):
-            return False
-        if isinstance(cause, RuntimeError) and _OTHERS_FAULT.search(str(cause)):
-            return False
-        cause = cause.__cause__ or cause.__context__
-    return True
-
-
-def _fatal(error: BaseException) -> RequestError:
-    """Returns what the driver raises."""
-    if isinstance(error, RequestError):
-        return error
-    failure = classify(error)
-    if failure.kind == "stop":
-        return RunStoppedError(failure.reason)
-    lines = "".join(traceback.format_exception(error)).rstrip()
-    return RunStoppedError(f"training failed on a worker: {failure.reason}\n{lines}")
-
-
-def _packed(error: RequestError) -> bytes:
-    """Pickles it, or what is left of it: some exceptions cannot be made again."""
-    with suppress(Exception):
-        packed = pickle.dumps(error)
-        if str(pickle.loads(packed)) == str(error):
-            return packed
-    with suppress(Exception):
-        packed = pickle.dumps(type(error)(str(error)))
-        pickle.loads(packed)
-        return packed
-    return pickle.dumps(RequestError(str(error)))
-
-
-@contextmanager
-def _shown(board: Any, rank: int) -> Iterator[None]:
-    """Sends the lines that rank 0 prints to the driver too; other ranks print to Ray's logs."""
-    if rank != 0:
-        yield
-        return
-    streams = sys.stdout, sys.stderr
-    sys.stdout = _Lines(streams[0], board, "stdout")  # type: ignore[assignment]
-    sys.stderr = _Lines(streams[1], board, "stderr")  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for lines in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                lines.send_rest()  # type: ignore[attr-defined]
-        sys.stdout, sys.stderr = streams
-
-
-class _Lines:
-    """A stream that sends whole lines to the board as well."""
-
-    def __init__(self, stream: Any, board: Any, kind: Literal["stdout", "stderr"]) -> None:
-        self._stream, self._board, self._kind = stream, board, kind
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        """Writes, and sends the lines that are complete."""
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            _send(self._board.post, self._kind, line)
-        self._stream.write(text)
-        return len(text)
-
-    def send_rest(self) -> None:
-        """Sends a last line without an end."""
-        if self._rest:
-            _send(self._board.post, self._kind, self._rest)
-            self._rest = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
