@@ -1,7 +1,14 @@
 """Real photographs, small: what the tests of the pipeline run on."""
 
 import io
+import os
 import tarfile
+
+# Before torch is imported, and for the commands that tests start: models this small gain nothing
+# from threads, and the threads of many processes on few cores cost a lot.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# ruff: noqa: E402
 
 import numpy as np
 import pytest
@@ -12,6 +19,17 @@ from skimage import data
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps a file's tests in one process, and all that start Ray: two clusters disturb each other.
+
+    Processes hand their groups on only after all of them: what takes longest comes first.
+    """
+    for item in items:
+        group = "ray" if "ray" in item.keywords else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "ray" not in item.keywords)
 
 SMALL_MAE = MAEConfig(
     width=48,
