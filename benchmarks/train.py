@@ -338,7 +338,7 @@ def main() -> None:
         if arguments.shards:
             shards = find_shards(arguments.shards)
         else:
-            made_here(folder / "crops.tar", 64 if arguments.quick else 1000)
+            made_here(folder / "crops.tar", 200 if arguments.quick else 1000)
             shards = find_shards([str(folder / "crops.tar")])
         sections: dict[str, Callable[[Path], None]] = {
             "epoch": lambda at: bench_epoch(at, shards, device, mae, 64 if on_gpu else 4),

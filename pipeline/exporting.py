@@ -34,6 +34,9 @@ PUSHED = ("ranker.safetensors", "config.json", "README.md", "metrics.parquet")
 _METADATA = "ltrp"
 """The name of the metadata inside an exported file."""
 
+_MOST_IMAGES = 2**31 - 1
+"""In a batch. torch 2.6 cannot promise that there are fewer than 2**63 - 1 if none is named."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
@@ -133,7 +136,7 @@ def _trace(ranker: Ranker) -> torch.export.ExportedProgram:
     side = ranker.grid * ranker.patch_size
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, side, side)
-    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    batch = {"images": {0: torch.export.Dim("batch", min=1, max=_MOST_IMAGES)}}
     with _quiet():
         return torch.export.export(
             _AllPatches(ranker).eval(), (example,), dynamic_shapes=batch, strict=True

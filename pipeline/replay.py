@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.errors import RequestError
-from ltrp_core.patches import patchify
 from ltrp_core.views import View, render_view
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.images import FORMATS
@@ -50,14 +49,17 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
     return pixels
 
 
-def render_patches(
+def render_tiles(
     image: NDArray[np.uint8], view: View, size: int, patch_size: int
 ) -> NDArray[np.uint8]:
-    """Returns the patches uint8 (L, 3p²) of a view, channel fastest."""
-    patches: NDArray[np.uint8] = patchify(render_view(image, view, size)[None], patch_size)[
-        0
-    ].numpy()
-    return patches
+    """Returns the patches uint8 (g, g, p, p, 3) of a view, in the order of `patchify`.
+
+    They are not copied into that order: where a few patches of a view are needed, copying all of
+    them takes longer than rendering it.
+    """
+    grid = size // patch_size
+    pixels: NDArray[np.uint8] = render_view(image, view, size).numpy()
+    return pixels.reshape(3, grid, patch_size, grid, patch_size).transpose(1, 3, 2, 4, 0)
 
 
 def match_shards(

@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 TOKEN = "hf_of_the_test"
 
@@ -176,9 +176,16 @@ def serve_hub(cache: Path, *, token: str | None = TOKEN) -> Iterator[Hub]:
         "HF_STORED_TOKENS_PATH": str(cache / "tokens"),
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
     }
+    # Before 1.0 the module that downloads had a name of its own for it.
+    template = "HUGGINGFACE_CO_URL_TEMPLATE"
+    of_downloads = {name: settings[name] for name in (template,) if hasattr(file_download, name)}
     environment = {"HF_TOKEN": token or "", "HUGGING_FACE_HUB_TOKEN": ""}
     try:
-        with mock.patch.multiple(constants, **settings), mock.patch.dict("os.environ", environment):
+        with (
+            mock.patch.multiple(constants, **settings),
+            mock.patch.dict(vars(file_download), of_downloads),
+            mock.patch.dict("os.environ", environment),
+        ):
             yield hub
     finally:
         server.shutdown()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import ImageError, decode_image
-from pipeline.replay import render_patches
+from pipeline.replay import render_tiles
 from pipeline.store.errors import DamagedUnitError
 from pipeline.training_data.extents import ExtentReader, Extents
 from pipeline.training_data.staging import read_ready
@@ -88,8 +88,11 @@ class StagedRecords:
             chosen: NDArray[np.uint8] = self._views[sample[:, None], view[:, None], visible]
             return chosen
         patches = np.empty((*visible.shape, self._patch_bytes), np.uint8)
+        rows, columns = np.divmod(visible, self._grid)
         for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
-            patches[place] = self._replayed(row, number)[visible[place]]
+            tiles = self._replayed(row, number)
+            chosen_tiles = patches[place].reshape(-1, *tiles.shape[2:])
+            chosen_tiles[...] = tiles[rows[place], columns[place]]
         return patches
 
     def whole_views(self, sample: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -109,7 +112,8 @@ class StagedRecords:
         patches = np.empty((len(sample), self._length, self._patch_bytes), np.uint8)
         if self._has_images:
             for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
-                patches[place] = self._replayed(row, number)
+                tiles = self._replayed(row, number)
+                patches[place].reshape(tiles.shape)[...] = tiles
             return patches
         partitions = int(self.run["partitions"])
         for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
@@ -126,8 +130,12 @@ class StagedRecords:
             self._images.close()
 
     @property
+    def _grid(self) -> int:
+        return int(self.run["image_size"] // self.run["patch_size"])
+
+    @property
     def _length(self) -> int:
-        return int(self.run["image_size"] // self.run["patch_size"]) ** 2
+        return self._grid**2
 
     @property
     def _patch_bytes(self) -> int:
@@ -197,7 +205,7 @@ class StagedRecords:
         return patches
 
     def _replayed(self, row: int, number: int) -> NDArray[np.uint8]:
-        """Returns the patches (L, 3p²) of a view, from the encoded image."""
+        """Returns the patches (g, g, p, p, 3) of a view, from the encoded image."""
         if (row, number) not in self._rendered:
             try:
                 image = decode_image(self._images.read(row))
@@ -209,7 +217,7 @@ class StagedRecords:
                     "was scored, so the file changed since: pass the shards that were scored"
                 ) from error
             arrays = {name: self._array(name) for name in ("crop", "flip")}
-            self._rendered[row, number] = render_patches(
+            self._rendered[row, number] = render_tiles(
                 image,
                 recorded_view(arrays, row, number),
                 int(self.run["image_size"]),

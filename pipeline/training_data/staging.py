@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
-from pipeline.replay import match_shards, render_patches
+from pipeline.replay import match_shards, render_tiles
 from pipeline.store.cache import Cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.places import LocalPlace
@@ -277,6 +277,7 @@ def _renderer(
             return
         for number in range(views.shape[1]):
             view = recorded_view(arrays, row, number)
-            views[row, number] = render_patches(sample.image, view, size, patch_size)
+            tiles = render_tiles(sample.image, view, size, patch_size)
+            views[row, number].reshape(tiles.shape)[...] = tiles
 
     return render
