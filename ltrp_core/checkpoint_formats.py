@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.mae import MAE_CONFIGS, MAEConfig
+from ltrp_core.weight_checks import listed
 
 Format = Literal["mae-authors", "transformers", "ltrp"]
 Target = Literal["raw", "normalized", "unknown"]
@@ -29,7 +30,6 @@ Target = Literal["raw", "normalized", "unknown"]
 _HUB_PREFIX = "hf-hub:"
 OUR_FORMAT = "ltrp-mae"
 _WEIGHTS_NAMES = ("mae.safetensors", "model.safetensors", "pytorch_model.bin")
-_SHOWN_KEYS = 5
 WHERE_TO_GET = (
     "get mae_visualize_vit_base.pth from the MAE authors' repository (facebookresearch/mae), or "
     "facebook/vit-mae-base of the hub (hf-hub:facebook/vit-mae-base)"
@@ -429,10 +429,3 @@ def _side(value: object) -> int:
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def listed(keys: Iterable[str]) -> str:
-    """Returns the first keys, and how many more there are."""
-    keys = list(keys)
-    more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
-    return ", ".join(keys[:_SHOWN_KEYS]) + more

@@ -30,12 +30,12 @@ from ltrp_core.checkpoint_formats import (
     find_weights,
     first_line,
     interpret,
-    listed,
     locate,
     read_file,
 )
 from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder
+from ltrp_core.weight_checks import check_finite, listed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def load_mae(
         key: weights.state[key].to(torch.float32, copy=True).contiguous()
         for key in mae.state_dict()
     }
-    _check_finite(path, state)
+    check_finite(path, state)
     mae.load_state_dict(state, assign=True)
     mae.source = CheckpointInfo(
         path=path, format=weights.format, sha256=weights_sha256(path), target=weights.target
@@ -130,7 +130,7 @@ def save_mae(
         for key, value in sorted(mae.state_dict().items())
     }
     path = Path(path)
-    _check_finite(path, state)
+    check_finite(path, state)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(_sorted_header(save(state, {**(extra or {}), **header})))
@@ -210,15 +210,6 @@ def _check_keys(path: Path, weights: Weights, expected: Mapping[str, Tensor]) ->
         raise CheckpointError(
             f"{path} is not the masked autoencoder its sizes say; {'; '.join(parts)}; "
             f"{WHERE_TO_GET}"
-        )
-
-
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"{path}: not finite as {state[broken[0]].dtype}: {listed(broken)}; the training "
-            "diverged or the file is damaged: use an earlier checkpoint or another copy"
         )
 
 

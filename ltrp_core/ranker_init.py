@@ -29,7 +29,6 @@ from ltrp_core.checkpoint_formats import (
     find_weights,
     first_line,
     interpret,
-    listed,
     locate,
     read_file,
 )
@@ -39,6 +38,7 @@ from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.ranker_models import TRANSFORMERS, Ranker, TransformerRanker
 from ltrp_core.rankers import HUB_PREFIX, WEIGHTS, fit_to_grid, load_ranker, locate_ranker
+from ltrp_core.weight_checks import check_finite, listed
 
 Kind = Literal["mae", "timm", "ranker"]
 Source = str | os.PathLike[str] | MaskedAutoencoder | Ranker | Mapping[str, Tensor]
@@ -124,7 +124,7 @@ def initialize_ranker(ranker: Ranker, source: Source) -> InitReport:
     interpolated = _fit(found, state, ranker)
     notes = [*found.notes, *_rescale_input(state, found, ranker)]
     missing = _check_keys(found, state, ranker)
-    _check_finite(found, state)
+    check_finite(found.source, state)
     ranker.load_state_dict({**ranker.state_dict(), **state})
     return InitReport(
         source=found.source,
@@ -420,15 +420,6 @@ def _differences(found: _Found, ranker: Ranker) -> list[str]:
     if found.norm_eps in (None, _NORM_EPS) or not isinstance(ranker, TransformerRanker):
         return []
     return [f"its norms have eps {found.norm_eps:g}, the ranker's {_NORM_EPS:g}"]
-
-
-def _check_finite(found: _Found, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"{found.source}: not finite: {listed(broken)}; the training diverged or the file is "
-            "damaged: use another checkpoint"
-        )
 
 
 def _shape(tensor: Tensor) -> str:

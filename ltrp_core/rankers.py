@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ltrp_core.checkpoint_formats import first_line, listed
+from ltrp_core.checkpoint_formats import first_line
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, unknown_name
 from ltrp_core.positions import interpolate_positions, table_grid
@@ -42,6 +42,7 @@ from ltrp_core.ranker_models import (
     Ranker,
     TransformerRanker,
 )
+from ltrp_core.weight_checks import check_finite, listed
 
 __all__ = [
     "RANKERS",
@@ -142,7 +143,7 @@ def save_ranker(ranker: Ranker, folder: str | os.PathLike[str], extra: Mapping[s
     described = {**describe_ranker(ranker), "extra": dict(extra)}
     text = json.dumps(described, indent=2, sort_keys=True)
     state = {key: value.detach().contiguous() for key, value in ranker.state_dict().items()}
-    _check_finite(target / WEIGHTS, state)
+    check_finite(target / WEIGHTS, state)
     weights = target / f"{WEIGHTS}.partial"
     config = target / f"{CONFIG}.partial"
     # Not save_file, which gives the file to its owner alone, whatever the umask says.
@@ -284,7 +285,7 @@ def _read_ranker(folder: Path) -> Ranker:
             f"{folder / CONFIG} describes no ranker: {error}; copy it again"
         ) from error
     _check_state(path, state, ranker.state_dict())
-    _check_finite(path, state)
+    check_finite(path, state)
     ranker.load_state_dict(state)
     return ranker.eval()
 
@@ -350,15 +351,6 @@ def _prefix_tokens(ranker: Ranker, key: str, positions: Tensor) -> int:
 
 def _rows(tensor: Tensor) -> str:
     return " x ".join(str(size) for size in tensor.shape)
-
-
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"{path}: not finite: {listed(broken)}; the training diverged or the file is damaged: "
-            "use an earlier checkpoint or another copy"
-        )
 
 
 def _check_state(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -247,7 +247,7 @@ class TestTimm:
     def test_weights_that_are_not_finite_are_refused(self, vit) -> None:
         state = {key: value.clone() for key, value in vit.state_dict().items()}
         state["norm.bias"][0] = float("nan")
-        with pytest.raises(CheckpointError, match=r"not finite: norm\.bias"):
+        with pytest.raises(CheckpointError, match=r"not finite as .*: norm\.bias"):
             initialize_ranker(_make(), state)
 
     def test_an_unknown_name_gets_the_nearest_ones(self) -> None:

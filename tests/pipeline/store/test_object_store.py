@@ -1,7 +1,6 @@
 """Caches and shards in an object store: a real S3 server on loopback, over HTTP."""
 
 import json
-import logging
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 
 import pytest
 from command_line import PROGRAM, one_line_error, run
+from s3_server import s3_bucket
 
 from pipeline.store import lock, open_cache
 from pipeline.store.errors import LockedError
@@ -17,31 +17,12 @@ from pipeline.store.lock import place_lock
 from pipeline.store.places import LocalPlace, open_place
 from pipeline.store.verify import problems
 
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
-
 
 @pytest.fixture(scope="module")
 def s3():
     """URL of an empty bucket."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.stop()
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.fixture

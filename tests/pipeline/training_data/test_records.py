@@ -1,11 +1,11 @@
 """Records of a staged cache are those of the cache, whatever form it has and wherever it lies."""
 
-import logging
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from s3_server import s3_bucket
 from scored_caches import (
     assert_same_records,
     every_record,
@@ -230,30 +230,9 @@ def test_an_image_that_changes_after_staging_is_named(photographs, small_mae, tm
 
 @pytest.fixture(scope="module")
 def s3():
-    """URL of an empty bucket of a real S3 server on loopback."""
-    s3fs = pytest.importorskip("s3fs")
-    moto_server = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="records")
-        # Connections are kept by the process: not those to another test's server.
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield "s3://records"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    """URL of an empty bucket."""
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
