@@ -44,7 +44,8 @@ from pipeline.training_data import StagedRecords, stage_records
 from pipeline.unit_runner import CacheRunner, UnitOptions
 from pipeline.workers import InProcessPool
 from stages import score as score_stage
-from stages.ranking_batches import Loader, RankingSteps
+from stages.loading import Loader
+from stages.ranking_batches import RankingSteps
 from stages.ranks import Ranks
 from stages.record_order import RecordOrder
 from stages.records import recorded_view

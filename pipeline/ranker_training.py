@@ -6,38 +6,30 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltrp_core.rankers import save_ranker
 from pipeline.inputs import Shard
 from pipeline.model_card import write_model_card
 from pipeline.plots import MEASURES, plot_curves
-from pipeline.ranker_options import RunOptions
-from pipeline.relayed_progress import RelayedBars, RelayedProgress
+from pipeline.ranked_training import loader_processes, train_on_ray
 from pipeline.store import Cache, open_cache
-from pipeline.store.places import LocalPlace
-from pipeline.store.receipts import replace_text
-from pipeline.store.run_file import read_run, run_id
 from pipeline.training_data import StagedRecords, check_cache, stage_records
 from pipeline.training_folder import DiskTrainingFolder
+from pipeline.training_options import RunOptions
 from stages import train_ranker
 from stages.options import identity
 from stages.protocols import Progress, Summary
 from stages.ranks import Ranks
 from stages.train_ranker import TrainedRanker, TrainRankerConfig
 
-if TYPE_CHECKING:
-    from pipeline.workers.rank_process import Rank
-
 STAGE = "train-ranker"
 LAST = "last"
-_RESULT = "result.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +72,16 @@ def run_train_ranker(
     if workers == 0:
         result = work(progress=progress, on_note=on_note)
     else:
-        result = _train_on_ray(
-            config, work, out, progress, workers, ray_address, after_start, on_note
+        result = train_on_ray(
+            work,
+            out,
+            STAGE,
+            device=config.device,
+            workers=workers,
+            ray_address=ray_address,
+            progress=progress,
+            after_start=after_start,
+            on_note=on_note,
         )
     curve = [dict(row) for row in result["history"]]
     summary = Summary(**result["summary"])
@@ -129,7 +129,7 @@ def _train(
             progress=progress,
             ranks=ranks,
             device=device,
-            loader_processes=_loader_processes(options, records, ranks),
+            loader_processes=loader_processes(options, ranks, decodes=not records.is_decoded),
         )
     finally:
         folder.close()
@@ -159,18 +159,6 @@ def _stage(
         for name, cache in folders.items()
     ]
     return staged[0], staged[1] if len(staged) > 1 else None
-
-
-def _loader_processes(options: RunOptions, records: StagedRecords, ranks: Ranks) -> int:
-    """Decoding pays for processes of its own; reading stored pixels on a CPU does not."""
-    if options.loader_processes >= 0:
-        return options.loader_processes
-    import torch
-
-    cores = max(1, len(os.sched_getaffinity(0)) // ranks.size)
-    if torch.cuda.is_available():
-        return min(cores - 1, 8)
-    return 0 if records.is_decoded else max(1, cores // 2)
 
 
 def _write(
@@ -226,46 +214,3 @@ def _closing_notes(trained: TrainedRanker) -> list[str]:
         if name in ceiling:
             notes.append(f"two draws of the teacher agree on {words} with tau {ceiling[name]:.3f}")
     return notes
-
-
-def _train_on_ray(
-    config: TrainRankerConfig,
-    work: Callable[..., dict[str, Any]],
-    out: Path,
-    progress: Progress,
-    workers: int,
-    ray_address: str | None,
-    after_start: Callable[[], None],
-    on_note: Callable[[str], None],
-) -> dict[str, Any]:
-    """Runs `work` on every rank; the first one's result comes back in a file."""
-    # One process needs no Ray.
-    from pipeline.workers.training_ranks import train_on_ranks
-
-    result = out / _RESULT
-    result.unlink(missing_ok=True)
-    with RelayedBars(progress, on_note) as bars:
-        train_on_ranks(
-            functools.partial(_on_rank, work, result),
-            workers=workers,
-            ray_address=ray_address,
-            name=f"{STAGE}-{run_id(read_run(LocalPlace(out)))}",
-            device=config.device,
-            on_report=bars.show,
-            after_start=after_start,
-            on_note=on_note,
-        )
-    found: dict[str, Any] = json.loads(result.read_text())
-    result.unlink()
-    return found
-
-
-def _on_rank(work: Callable[..., dict[str, Any]], result: Path, rank: Rank) -> None:
-    made = work(
-        progress=RelayedProgress(rank.report),
-        on_note=lambda text: rank.report({"note": text}),
-        ranks=Ranks(rank.rank, rank.world_size),
-        device=rank.device,
-    )
-    if rank.rank == 0:
-        replace_text(result, json.dumps(made))

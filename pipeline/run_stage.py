@@ -10,28 +10,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltrp_core.checkpoints import save_mae
 from ltrp_core.rankers import WEIGHTS, locate_ranker
 from pipeline.annotations import CocoAnnotations
 from pipeline.evaluation_table import write_tables
-from pipeline.image_stream import ShardImages
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256
 from pipeline.store.run_file import difference
-from pipeline.training_folder import DiskTrainingFolder
 from pipeline.unit_runner import CacheRunner, UnitOptions
 from pipeline.workers import InProcessPool, WorkerPool
-from stages import evaluate_patches, pretrain_mae, select_patches
+from stages import evaluate_patches, select_patches
 from stages import pack as pack_stage
 from stages import score as score_stage
 from stages.devices import resolve_device
 from stages.evaluate_patches import EvaluationRow
 from stages.protocols import Progress, Summary
-
-MAE_FILE = "mae.safetensors"
 
 
 def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
@@ -47,20 +42,6 @@ def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: P
         )
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline score --shards {out} --mae WEIGHTS --out cache"
-    return summary
-
-
-def run_pretrain(
-    config: pretrain_mae.PretrainConfig, shards: Sequence[Shard], out: Path, progress: Progress
-) -> Summary:
-    """Trains a masked autoencoder into `out`/mae.safetensors."""
-    images = ShardImages(shards, progress)
-    folder = DiskTrainingFolder(out, "pretrain-mae")
-    mae, summary = pretrain_mae.run(config, images=images, folder=folder, progress=progress)
-    save_mae(mae, out / MAE_FILE)
-    summary.notes += [f"left out {bad.key}: {bad.message}" for bad in images.bad]
-    summary.output = str(out / MAE_FILE)
-    summary.next_step = f"ltrp-pipeline score --shards ... --mae {summary.output} --out cache"
     return summary
 
 

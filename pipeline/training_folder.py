@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from ltrp_core.errors import CheckpointError
 from pipeline.store.receipts import file_sha256, replace_text
@@ -106,18 +109,32 @@ class DiskTrainingFolder:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds values to the TensorBoard log in `tensorboard/`."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What an interrupted run logged beyond its last checkpoint is logged again.
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        log = self._log(step)
         for name, value in values.items():
-            self._writer.add_scalar(f"{self.stage}/{name}", value, step)  # type: ignore[no-untyped-call]
+            log.add_scalar(f"{self.stage}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    def picture(self, name: str, epoch: int, pixels: NDArray[np.uint8]) -> None:
+        """Writes NAME/epoch-NNNN.png, and the picture into the TensorBoard log."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        path = folder / f"epoch-{epoch:04d}.png"
+        Image.fromarray(pixels).save(path.with_suffix(".part"), "PNG")
+        os.replace(path.with_suffix(".part"), path)
+        log = self._log(epoch)
+        log.add_image(f"{self.stage}/{name}", pixels, epoch, dataformats="HWC")  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Ends the log."""
         if self._writer is not None:
             self._writer.close()  # type: ignore[no-untyped-call]
+
+    def _log(self, step: int) -> SummaryWriter:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an interrupted run logged beyond its last checkpoint is logged again.
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        return self._writer
 
     def _read(self, receipt: Path) -> Mapping[str, Any]:
         stamp = json.loads(receipt.read_text())

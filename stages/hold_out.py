@@ -80,6 +80,23 @@ def split_samples(records: Records, share: float, by: str, seed: int) -> Split:
     return Split(train, held_out, [f"{note}: {len(held_out)} of {total} images"])
 
 
+def split_by_hash(
+    names: Sequence[str], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the numbers of what is trained on and of what is held out, by the hash of its name.
+
+    Raises:
+        RequestError: nothing is left to train on.
+    """
+    count = max(1, round(share * len(names))) if share else 0
+    if count >= len(names):
+        raise RequestError(
+            f"{len(names)} image(s) are too few to hold some out; pass more, or --holdout 0"
+        )
+    held_out = np.array(_by_hash(names, count, seed), dtype=np.int64)
+    return np.setdiff1d(np.arange(len(names)), held_out, assume_unique=True), held_out
+
+
 def _by_hash(names: Sequence[str], count: int, seed: int) -> list[int]:
     digests = [hashlib.sha256(f"{seed}\0{name}".encode()).digest() for name in names]
     return sorted(range(len(names)), key=digests.__getitem__)[:count]

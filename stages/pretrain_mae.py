@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder, create_mae
-from ltrp_core.partitions import num_visible, sample_visible
-from ltrp_core.seeding import random_permutation
-from ltrp_core.views import make_view, normalize, render_view
+from ltrp_core.partitions import num_visible
+from ltrp_core.views import normalize
 from stages.devices import resolve_device
-from stages.options import identity, option
-from stages.protocols import ImageStream, Progress, Sample, Summary, TrainingFolder
+from stages.held_out_images import HeldOutImages
+from stages.hold_out import split_by_hash
+from stages.loading import Loader
+from stages.options import option
+from stages.pretraining_batches import MaskedViews, PretrainingSteps
+from stages.protocols import Images, Progress, Summary, TrainingFolder
 from stages.ranks import Ranks
-from stages.training import StepBatch, Task, TrainingConfig, fit
-
-Batch = tuple[Tensor, Tensor]
-"""uint8 images (B, 3, S, S) and visible int64 (B, n)"""
+from stages.record_order import RecordOrder
+from stages.training import Task, TrainingConfig, fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,89 +31,140 @@ class PretrainConfig(TrainingConfig):
     """Options of `pretrain-mae`."""
 
     model: str = option("mae_tiny", help="mae_tiny, mae_small, mae_base, mae_large or mae_huge")
-    views: int = option(1, low=1, help="views an image an epoch; an image is decoded once for all")
-    mask_ratio: float = option(0.75, help="share of masked patches")
+    views: int = option(1, low=1, help="views an image an epoch")
+    mask_ratio: tuple[float, ...] = option(
+        (0.75, 0.9),
+        low=0.0,
+        high=1.0,
+        help="shares of masked patches; each view has one of them. Scoring masks 0.9",
+    )
+    holdout: float = option(
+        0.02, low=0.0, high=0.9, help="share of the images that the error is measured on; 0 = none"
+    )
+    draw_every: int = option(
+        10, low=1, help="epochs between drawn reconstructions", changes_numbers=False
+    )
 
 
 def run(
     config: PretrainConfig,
     *,
-    images: ImageStream,
+    images: Images,
     folder: TrainingFolder,
     progress: Progress,
+    ranks: Ranks | None = None,
+    device: str = "",
+    loader_processes: int = 0,
 ) -> tuple[MaskedAutoencoder, Summary]:
     """Trains a masked autoencoder on raw pixels (Tab. 1i); returns it in eval mode.
 
+    Args:
+        folder: opened for this config and these images.
+        ranks: which of the processes that train together this is.
+        device: where this rank computes; empty: what `config.device` says.
+        loader_processes: decode and render ahead; 0 = when a step needs it.
+
     Raises:
-        RequestError: unknown model, ratio without visible patch, or a folder of another run.
+        RequestError: unknown model, ratio without visible patch, or no image left to train on.
     """
     started = time.monotonic()
-    torch.manual_seed(config.seed)
-    mae = create_mae(config.model)
-    num_visible(mae.config.num_patches, config.mask_ratio)
-    device = resolve_device(config.device)
-    folder.open({**identity(config), **images.identity})
-    mae.to(device)
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        pixels, visible = batch
-        value: Tensor = model(normalize(pixels.to(device)), visible.to(device))
-        return value * len(pixels)
-
-    num_views = images.num_images * config.views
+    ranks = ranks or Ranks()
+    target = resolve_device(device or config.device)
+    mae = make_mae(config)
+    train, held_out = split_by_hash(images.keys, config.holdout, config.seed)
+    steps = _steps(config, images, train, mae, ranks)
+    measured = None
+    if len(held_out):
+        measured = HeldOutImages.make(images, held_out, mae, config.mask_ratio, config.seed, ranks)
+    mae.to(target)
     trained = fit(
         Task(
             name="pretrain-mae",
             model=mae,
-            steps_per_epoch=math.ceil(num_views / config.batch_size),
-            batches=lambda epoch, step: _steps(config, images, epoch, step, mae),
-            loss=loss,
+            steps_per_epoch=steps.order.steps_per_epoch,
+            batches=Loader(
+                steps, config.epochs, processes=loader_processes, pin=target.type == "cuda"
+            ),
+            loss=_loss(target),
+            validate=measured.measure if measured is not None else None,
+            after_epoch=_drawing(config, measured, folder) if measured is not None else None,
         ),
         config,
         folder=folder,
         progress=progress,
-        ranks=Ranks(),
+        ranks=ranks,
     )
     mae.load_state_dict(dict(trained.last))
-    summary = Summary(stage="pretrain-mae", done=1, n_ok=images.num_images, n_bad=images.num_bad)
+    summary = Summary(stage="pretrain-mae", done=1, n_ok=len(images.keys), n_bad=len(images.bad))
+    if measured is not None:
+        summary.notes.append(_told(trained.history[-1], measured))
     summary.seconds = time.monotonic() - started
     return mae.cpu().eval(), summary
 
 
+def make_mae(config: PretrainConfig) -> MaskedAutoencoder:
+    """Returns the model as training begins.
+
+    Raises:
+        RequestError: unknown model, or a ratio without visible patch.
+    """
+    torch.manual_seed(config.seed)
+    mae = create_mae(config.model)
+    if len(set(config.mask_ratio)) != len(config.mask_ratio) or not config.mask_ratio:
+        raise RequestError(f"--mask-ratio is given twice, or never: {config.mask_ratio}")
+    for ratio in config.mask_ratio:
+        num_visible(mae.config.num_patches, ratio)
+    return mae
+
+
 def _steps(
-    config: PretrainConfig, images: ImageStream, epoch: int, first: int, mae: MaskedAutoencoder
-) -> Iterator[StepBatch]:
-    """Yields the steps of an epoch, from its step `first` on."""
-    places = _places(config, images, epoch)
-    for _ in itertools.islice(places, first * config.batch_size):
-        pass  # Neither decoded again where images are in memory, nor rendered.
-    while chosen := list(itertools.islice(places, config.batch_size)):
-        rows = [_row(config, sample, number, mae) for sample, number in chosen]
-        size = -(-len(rows) // config.accumulate)
-        parts = [_collate(rows[start : start + size]) for start in range(0, len(rows), size)]
-        yield StepBatch(parts, len(rows))
+    config: PretrainConfig, images: Images, rows: np.ndarray, mae: MaskedAutoencoder, ranks: Ranks
+) -> PretrainingSteps:
+    order = RecordOrder(
+        num_samples=len(rows),
+        # Views are drawn, not stored: no two epochs have one in common.
+        records_per_sample=config.views * config.epochs,
+        seen_per_epoch=config.views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return PretrainingSteps(
+        images=images,
+        rows=rows,
+        order=order,
+        ranks=ranks,
+        accumulate=config.accumulate,
+        mask_ratios=config.mask_ratio,
+        image_size=mae.config.image_size,
+        length=mae.config.num_patches,
+    )
 
 
-def _places(
-    config: PretrainConfig, images: ImageStream, epoch: int
-) -> Iterator[tuple[Sample, int]]:
-    """Yields the epoch's views in an order that is a pure function of (seed, epoch)."""
-    for number, window in enumerate(images.windows(epoch, config.seed)):
-        order = random_permutation(
-            len(window) * config.views, seed=config.seed, key=f"{epoch}:{number}", purpose="order"
-        )
-        for place in order.tolist():
-            yield window[place // config.views], epoch * config.views + place % config.views
+def _loss(device: torch.device) -> Callable[[nn.Module, MaskedViews], Tensor]:
+    def loss(model: nn.Module, batch: MaskedViews) -> Tensor:
+        pixels, visible = (values.to(device, non_blocking=True) for values in batch[:2])
+        total: Tensor = model(normalize(pixels), visible) * len(pixels)
+        return total if batch.counts else total * 0
+
+    return loss
 
 
-def _row(config: PretrainConfig, sample: Sample, number: int, mae: MaskedAutoencoder) -> Batch:
-    height, width = sample.image.shape[:2]
-    view = make_view("train", sample.key, number, height, width, config.seed)
-    length = mae.config.num_patches
-    visible = sample_visible(sample.key, number, 1, length, config.mask_ratio, config.seed)
-    return render_view(sample.image, view, mae.config.image_size), torch.from_numpy(visible[0])
+def _drawing(
+    config: PretrainConfig, measured: HeldOutImages, folder: TrainingFolder
+) -> Callable[[nn.Module, int], None]:
+    def draw(model: nn.Module, epoch: int) -> None:
+        if epoch % config.draw_every == 0 or epoch in (1, config.epochs):
+            assert isinstance(model, MaskedAutoencoder)
+            folder.picture("reconstructions", epoch, measured.draw(model))
+
+    return draw
 
 
-def _collate(rows: list[Batch]) -> Batch:
-    pixels, visible = zip(*rows, strict=True)
-    return torch.stack(pixels), torch.stack(visible)
+def _told(row: dict[str, float], measured: HeldOutImages) -> str:
+    filled = measured.mean_filled()
+    parts = [
+        f"{row[name]:.3f} at {name.removeprefix('error_')} % masking (filled with the mean color "
+        f"of the visible patches: {error:.3f})"
+        for name, error in filled.items()
+    ]
+    return f"squared error on {len(measured.views)} held-out images: {'; '.join(parts)}"

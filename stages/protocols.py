@@ -118,24 +118,29 @@ class UnitRunner(Protocol):
     ) -> Summary: ...
 
 
-class ImageStream(Protocol):
-    """The images of some shards, in an order that is a pure function of (seed, epoch)."""
+class Images(Protocol):
+    """The images of some shards, each reachable by its number.
 
-    @property
-    def num_images(self) -> int: ...
-
-    @property
-    def num_bad(self) -> int:
-        """Members that did not decode; they are reported, and left out of `num_images`."""
-        ...
+    Picklable and small: loader processes open their own.
+    """
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """What the images are: the shards' sha256."""
         ...
 
-    def windows(self, epoch: int, seed: int) -> Iterator[Sequence[Sample]]:
-        """Yields groups of samples small enough for the memory; each sample once an epoch."""
+    @property
+    def bad(self) -> Sequence[BadSample]:
+        """Members that did not decode; they are reported, and have no number."""
+        ...
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """(N,) keys of all images."""
+        ...
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """Returns an image (H, W, 3)."""
         ...
 
 
@@ -221,6 +226,10 @@ class TrainingFolder(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds some values to the log that is watched while training runs."""
+        ...
+
+    def picture(self, name: str, epoch: int, pixels: NDArray[np.uint8]) -> None:
+        """Keeps a picture (H, W, 3) of an epoch."""
         ...
 
 

@@ -18,9 +18,10 @@ from ltrp_core.rankers import Ranker, create_ranker
 from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
 from stages.hold_out import HoldOut, split_samples
+from stages.loading import Loader
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
-from stages.ranking_batches import Loader, RankingBatch, RankingSteps
+from stages.ranking_batches import RankingBatch, RankingSteps
 from stages.ranks import Ranks
 from stages.record_order import RecordOrder
 from stages.training import Task, Trained, TrainingConfig, fit

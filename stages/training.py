@@ -98,6 +98,8 @@ class Task:
     """The sum over the items of a part"""
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
     """Called on every rank after each epoch, with the model that would be kept"""
+    after_epoch: Callable[[nn.Module, int], None] | None = None
+    """Called on the first rank after each epoch, with the same model and the number of the epoch"""
     judged_by: str = ""
     """Measure whose largest value makes an epoch the best one; empty: the last is"""
     patience: int = 0
@@ -144,6 +146,8 @@ def fit(
             bar.advance(0, **row)
             if ranks.is_first:
                 folder.log(run.steps_done, row)
+                if task.after_epoch is not None:
+                    task.after_epoch(run.kept, len(run.history))
             over = len(run.history) == config.epochs or run.is_over
             run.save(folder, over or folder.is_due())
     return Trained(

@@ -84,6 +84,13 @@ _workers = click.option(
     help="Ray actors: a number, auto (one a GPU, else one a CPU), or 0 = no Ray, this process",
 )
 ray_address_option = click.option("--ray-address", default=None, help="of a running Ray cluster")
+training_workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="processes that train together, one a GPU (Ray Train); 0 = this process, no Ray",
+)
 _shard_timeout = click.option(
     "--shard-timeout",
     type=click.FloatRange(min=1.0),

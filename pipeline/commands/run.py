@@ -21,11 +21,12 @@ from pipeline.commands.options import (
     out_option,
     ray_address_option,
     shards_option,
+    training_workers_option,
 )
 from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
-from pipeline.ranker_options import RunOptions
 from pipeline.signals import interrupt_on_signals
+from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig
@@ -53,16 +54,36 @@ def pack(images: Path, out: Path, **options: Any) -> int:
 @click.command("pretrain-mae")
 @shards_option
 @out_option("mae")
+@training_workers_option
+@ray_address_option
+@config_options(TrainingRunOptions)
 @config_options(PretrainConfig)
-def pretrain_mae(shards: tuple[str, ...], out: Path, **options: Any) -> int:
+def pretrain_mae(
+    shards: tuple[str, ...], out: Path, workers: int, ray_address: str | None, **options: Any
+) -> int:
     """Train a masked autoencoder on raw pixels.
 
-    Writes OUT/mae.safetensors, for `score --mae`.
+    For images unlike those of other people's weights. Killed and started again, it goes on as if
+    nothing had happened. Writes OUT/mae.safetensors, for `score --mae`; curves, a TensorBoard log,
+    and drawn reconstructions of held-out images.
 
     Example: ltrp-pipeline pretrain-mae --shards shards --out mae --model mae_small
     """
-    config, found = PretrainConfig(**options), find_shards(shards)
-    return finish(run_stage.run_pretrain(config, found, out, open_progress()))
+    from pipeline.mae_training import run_pretrain
+
+    config, run_options = cut(options, PretrainConfig), cut(options, TrainingRunOptions)
+    summary = run_pretrain(
+        config,
+        find_shards(shards),
+        out,
+        open_progress(),
+        run_options,
+        workers=workers,
+        ray_address=ray_address,
+        after_start=interrupt_on_signals,
+        on_note=lambda text: click.echo(f"note: {text}", err=True),
+    )
+    return finish(summary)
 
 
 @click.command()
@@ -103,13 +124,7 @@ def score(shards: tuple[str, ...], out: str, append_views: int | None, **options
     "--maps", help="cache of `score --sampler cover`: whole score maps are then validated on too"
 )
 @out_option("ranker")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="processes that train together, one a GPU (Ray Train); 0 = this process, no Ray",
-)
+@training_workers_option
 @ray_address_option
 @config_options(RunOptions)
 @config_options(TrainRankerConfig)

@@ -13,6 +13,7 @@ from pipeline import run_stage
 from pipeline.demo.photographs import demo_photographs
 from pipeline.evaluation_table import format_table
 from pipeline.inputs import Shard, find_shards
+from pipeline.mae_training import MAE_FILE, run_pretrain
 from pipeline.progress import open_progress, print_summary
 from pipeline.ranker_training import TrainingInputs, run_train_ranker
 from pipeline.run_report import run_report
@@ -87,7 +88,7 @@ class _Demo:
 
     def __init__(self, out: Path, size: DemoSize) -> None:
         self.out, self.size = out, size
-        self.mae = out / "mae" / run_stage.MAE_FILE
+        self.mae = out / "mae" / MAE_FILE
         # A .json inside the wheel is a real file: the package is never imported from a zip.
         self.annotations = Path(str(resources.files("pipeline.demo") / "annotations.json"))
         self.progress, self.pool = open_progress(), InProcessPool()
@@ -108,12 +109,13 @@ class _Demo:
         config = PretrainConfig(
             epochs=self.size.mae_epochs,
             views=self.size.mae_views,
+            holdout=0.0,
             # Few photographs: many small steps reach further than the recipe's large batches.
             batch_size=8,
             base_lr=3.2e-2,
             warmup_epochs=2,
         )
-        return run_stage.run_pretrain(config, self.shards, self.out / "mae", self.progress)
+        return run_pretrain(config, self.shards, self.out / "mae", self.progress)
 
     def score(self) -> Summary:
         config = ScoreConfig(mae=str(self.mae), views=self.size.score_views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ltrp_core.errors import RequestError
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.images import ImageError, decode_image
-from pipeline.inputs.shards import TarShard
+from pipeline.inputs.shards import Member, TarShard
 from pipeline.replay import changed_shard
 from pipeline.store.manifest import UnitRow
 from pipeline.training_data.extents import Extents
@@ -45,33 +45,46 @@ def image_places(
         DamagedShardError: it is not whole.
     """
     first = min(rows.values(), default=0)
-    places: dict[str, tuple[int, int]] = {}
-    stays = isinstance(shard, TarShard) and "://" not in shard.path
-    path = shard.path if stays else str(folder / f"{known.unit}.{uuid.uuid4().hex}")
     reader = shard.open(_policy(known))
-    if not stays:
-        folder.mkdir(exist_ok=True)
-    with open(os.devnull if stays else path, "wb") as copy:
+
+    def scored() -> Iterator[Member]:
         for member in reader:
             if member.key not in rows:
                 continue
-            places[member.key] = (
-                member.offset if stays else copy.tell(),
-                len(member.data),
-            )
-            if not stays:
-                copy.write(member.data)
+            yield member
             if render is not None:
                 # One that does not decode, or not to that size, shows in the sha256 below.
                 with suppress(ImageError, RequestError):
                     render(Sample(member.key, decode_image(member.data)))
+
+    path, places = place_members(shard, scored(), folder / f"{known.unit}.{uuid.uuid4().hex}")
     ordered = sorted(rows, key=rows.__getitem__)
     if rows.keys() != places.keys() or reader.identity["sha256"] != known.shard_sha256:
-        scored = [(height, width) for height, width in sizes.tolist()]
-        raise changed_shard(known.unit, shard, dict(zip(ordered, scored, strict=True)))
+        then = [(height, width) for height, width in sizes.tolist()]
+        raise changed_shard(known.unit, shard, dict(zip(ordered, then, strict=True)))
     table = np.array([places[key] for key in ordered], dtype=np.int64).reshape(-1, 2)
     assert [rows[key] for key in ordered] == list(range(first, first + len(ordered)))
     return Extents([path], np.zeros(len(table), np.int32), table[:, 0], table[:, 1])
+
+
+def place_members(
+    shard: Shard, members: Iterable[Member], copy: Path
+) -> tuple[str, dict[str, tuple[int, int]]]:
+    """Returns the file that members of a shard lie in, and offset and size of each, by key.
+
+    That is the shard itself if it is a local tar; else they are copied to the file `copy`.
+    """
+    stays = isinstance(shard, TarShard) and "://" not in shard.path
+    if not stays:
+        copy.parent.mkdir(exist_ok=True)
+    places: dict[str, tuple[int, int]] = {}
+    with open(os.devnull if stays else copy, "wb") as file:
+        for member in members:
+            offset = member.offset if stays else file.tell()
+            places[member.key] = (offset, len(member.data))
+            if not stays:
+                file.write(member.data)
+    return shard.path if stays else str(copy), places
 
 
 def _policy(known: UnitRow) -> OnDamage:

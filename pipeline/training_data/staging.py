@@ -64,7 +64,7 @@ def stage_records(
             changed, or a key that stands in two units.
     """
     wanted = _identity(cache, shards, views_bytes)
-    with _alone(folder):
+    with alone(folder):
         if _is_ready(folder, wanted):
             return folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -146,8 +146,8 @@ def _is_ready(folder: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds a lock: the ranks of one machine stage once, and the others wait."""
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder: the ranks of one machine stage once, and the others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

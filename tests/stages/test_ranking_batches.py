@@ -8,7 +8,8 @@ import torch
 from scored_caches import scored, staged, truth, write_tars
 
 from pipeline.store.errors import DamagedUnitError
-from stages.ranking_batches import Loader, RankingSteps, read_batch
+from stages.loading import Loader
+from stages.ranking_batches import RankingSteps, read_batch
 from stages.ranks import Ranks
 from stages.record_order import RecordOrder
 

@@ -1,4 +1,4 @@
-"""Options of `train-ranker` that change no number."""
+"""Options of training runs that change no number."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from stages.options import check_ranges, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunOptions:
-    """Options of a training run that change no number."""
+class TrainingRunOptions:
+    """Options of every training run."""
 
     checkpoint_every: float = option(
         60.0, low=0.0, help="seconds between checkpoints: what a kill costs at most",
@@ -20,13 +20,19 @@ class RunOptions:
         changes_numbers=False,
     )  # fmt: skip
     scratch: str = option(
-        "", help="folder for records brought near; empty: in --out. A local disk is best",
+        "", help="folder for what is brought near; empty: in --out. A local disk is best",
         changes_numbers=False,
-    )  # fmt: skip
-    render_once: float = option(
-        2.0, low=0.0, changes_numbers=False,
-        help="GiB that all views may take to be rendered once, not each time they are seen",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions(TrainingRunOptions):
+    """Options of a run of `train-ranker`."""
+
+    render_once: float = option(
+        2.0, low=0.0, changes_numbers=False,
+        help="GiB that all views may take to be rendered once, not each time they are seen",
+    )  # fmt: skip
