@@ -76,8 +76,12 @@ def run_pretrain(
 
 
 def _scratch(out: Path, options: TrainingRunOptions) -> Path:
-    """By host: ranks of one machine share it, others have their own disk."""
-    return Path(options.scratch or out / "scratch").absolute() / socket.gethostname()
+    """By host: ranks of one machine share it, others have their own disk.
+
+    Beside `out`, not in it: what the images are must be known before `out` is claimed for them.
+    """
+    folder = Path(options.scratch) if options.scratch else out.with_name(f".{out.name}.scratch")
+    return folder.absolute() / socket.gethostname()
 
 
 def _train(

@@ -20,7 +20,7 @@ class TrainingRunOptions:
         changes_numbers=False,
     )  # fmt: skip
     scratch: str = option(
-        "", help="folder for what is brought near; empty: in --out. A local disk is best",
+        "", help="folder for what is brought near; empty: in or beside --out. A local disk is best",
         changes_numbers=False,
     )  # fmt: skip
 
