@@ -8,7 +8,6 @@ import tarfile
 # from threads, and the threads of many processes on few cores cost a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# ruff: noqa: E402
 
 import numpy as np
 import pytest
@@ -30,6 +29,7 @@ def pytest_collection_modifyitems(items):
         group = "ray" if "ray" in item.keywords else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "ray" not in item.keywords)
+
 
 SMALL_MAE = MAEConfig(
     width=48,

@@ -1,0 +1,61 @@
+"""The commands that measure: selections against annotations, scores against scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import run_stage
+from pipeline.commands.options import PATH, config_options, finish, out_option
+from pipeline.progress import open_progress
+from stages.evaluate_patches import EvaluateConfig
+
+
+@click.group()
+def evaluate() -> None:
+    """Compare selections with annotations."""
+
+
+@evaluate.command("patches")
+@click.option("--selections", required=True, help="--out folder of `select`")
+@click.option("--annotations", type=PATH, required=True, help="COCO instances JSON")
+@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
+@click.option(
+    "--foreground",
+    type=click.Choice(["masks", "boxes"]),
+    default="masks",
+    show_default=True,
+    help="what of an object counts: its outline or its box",
+)
+@out_option("evaluation")
+@config_options(EvaluateConfig)
+def patches(
+    selections: str,
+    annotations: Path,
+    teacher: str | None,
+    foreground: str,
+    out: Path,
+    **options: Any,
+) -> int:
+    """Precision, recall, F1 and IoU of kept patches against objects (Fig. 5).
+
+    Beside the ranker: its top-k alone, the teacher, patch variance, center, random and the oracle,
+    all at the same k. Prints the table; writes it as text, Markdown, CSV and Parquet.
+
+    Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
+    """
+    from pipeline.evaluation_table import format_table
+
+    rows, summary = run_stage.run_evaluate_patches(
+        EvaluateConfig(**options),
+        selections=selections,
+        annotations=annotations,
+        teacher=teacher,
+        foreground=foreground,
+        out=out,
+        progress=open_progress(),
+    )
+    click.echo(format_table(rows))
+    return finish(summary)
