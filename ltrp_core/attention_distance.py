@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention
@@ -80,8 +81,9 @@ def _attention_layers(model: MaskedAutoencoder | Ranker) -> list[Attention]:
 def _prefix_tokens(model: MaskedAutoencoder | Ranker) -> int:
     """Returns how many tokens before the patches are nowhere: the class token, registers."""
     for module in model.modules():
-        if hasattr(module, "num_prefix_tokens"):
-            return int(module.num_prefix_tokens)  # a timm model's own count
+        own: Any = getattr(module, "num_prefix_tokens", None)
+        if own is not None:
+            return int(own)  # a timm model's
     return 1
 
 

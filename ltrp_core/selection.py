@@ -37,6 +37,17 @@ def num_kept(keep_ratio: float, length: int) -> int:
     return keep
 
 
+def num_homogeneous(homogeneous: float, keep: int) -> int:
+    """Returns h = floor(homogeneous * k + 0.5): how many of k kept patches stand for regions.
+
+    The last h of what `select_patches` returns.
+
+    >>> num_homogeneous(0.2, 49)
+    10
+    """
+    return _round_half_up(homogeneous * keep)
+
+
 def top_patches(scores: Tensor, keep: int) -> Tensor:
     """Returns the `keep` best patches, int64 (B, keep): score descending, then index ascending.
 
@@ -91,15 +102,15 @@ def select_patches(
             f"homogeneous must be a share from 0 to 1; got {homogeneous}. The paper's is 0.2."
         )
     best_first = _by_score(scores)
-    num_homogeneous = _round_half_up(homogeneous * keep)
+    count = num_homogeneous(homogeneous, keep)
     if patches is None:
         return best_first[:, :keep]
     _check_patches(patches, scores)
-    if num_homogeneous == 0:
+    if count == 0:
         return best_first[:, :keep]
-    best = best_first[:, : keep - num_homogeneous]
+    best = best_first[:, : keep - count]
     clusters = find_clusters(patches, keep, min(_NEIGHBORS, scores.shape[1]))
-    return torch.cat([best, _representatives(clusters, best, num_homogeneous)], dim=1)
+    return torch.cat([best, _representatives(clusters, best, count)], dim=1)
 
 
 def _representatives(clusters: Clusters, taken: Tensor, count: int) -> Tensor:
