@@ -12,7 +12,10 @@ from typing import Any
 
 from ltrp_core.checkpoints import save_mae
 from ltrp_core.rankers import WEIGHTS, locate_ranker
-from pipeline.annotations import CocoAnnotations
+from pipeline.annotations import open_annotations
+from pipeline.annotations.categories import arguable_names
+from pipeline.count_cache import FOLDER, FileCountCache
+from pipeline.evaluation_plots import write_figures
 from pipeline.evaluation_table import write_tables
 from pipeline.image_stream import ShardImages
 from pipeline.inputs import Shard
@@ -165,19 +168,32 @@ def run_evaluate_patches(
     foreground: str,
     out: Path,
     progress: Progress,
+    format: str = "auto",
 ) -> tuple[list[EvaluationRow], Summary]:
-    """Evaluates selections against annotations; writes the tables into `out`."""
-    rows, summary = evaluate_patches.run(
+    """Evaluates selections against annotations; writes tables and figures into `out`."""
+    selected = open_cache(selections)
+    source = open_annotations(annotations, format=format, shape=foreground)
+    cached = FileCountCache(out / FOLDER, selected, source)
+    evaluation, summary = evaluate_patches.run(
         config,
-        selections=open_cache(selections),
-        annotations=CocoAnnotations(annotations, shape=foreground),
+        selections=selected,
+        annotations=source,
         teacher=open_cache(teacher) if teacher is not None else None,
         progress=progress,
+        cached=cached,
     )
-    write_tables(out, rows)
+    write_tables(out, evaluation)
+    write_figures(out, evaluation.rows)
+    if cached.hits:
+        summary.notes.append(f"took the counts of {cached.hits} unit(s) from {out / FOLDER}")
+    if "unseen" in config.categories:
+        names = ", ".join(arguable_names(source.categories))
+        summary.notes.append(
+            f"unseen counts {names}, of which one may argue; --categories unseen-strict does not"
+        )
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline report --selections {selections} --evaluation {out} ..."
-    return rows, summary
+    return evaluation.rows, summary
 
 
 def _check_device(device: str, pool: WorkerPool) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,41 +13,79 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltrp_core.baselines.references import center_scores, oracle_scores, random_scores
-from ltrp_core.errors import RequestError
+from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.patch_metrics import (
+    PatchAgreement,
     PatchCoverage,
     agreement,
-    bootstrap_interval,
-    coverage,
+    bootstrap_ratios,
+    nested_agreement,
 )
 from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
-from ltrp_core.views import render_mask
+from stages.foreground_counts import counted, unit_counts
 from stages.options import check_ranges, option
-from stages.protocols import Annotations, Arrays, CacheReader, Progress, Summary
-from stages.records import kept_name, recorded_view
+from stages.protocols import (
+    CATEGORIES,
+    Annotations,
+    Arrays,
+    CacheReader,
+    CountCache,
+    Progress,
+    Summary,
+)
+from stages.records import kept_name
 
 RANKER, TOP_K, TEACHER = "ranker", "ranker, top-k only", "teacher"
 VARIANCE, CENTER, RANDOM, ORACLE = "patch variance", "center", "random", "oracle"
 SOURCES = (RANKER, TOP_K, TEACHER, VARIANCE, CENTER, RANDOM, ORACLE)
+COMPARED, REFERENCES = (RANKER, TOP_K), (TEACHER, VARIANCE, CENTER, RANDOM)
+"""The differences that are reported: each of the first minus each of the second."""
+MEASURES = ("precision", "recall", "f1", "iou")
+IMAGE_COLUMNS = (*MEASURES, "intersection", "kept_pixels", "foreground")
+"""What is known of one image: measures, nan where undefined; then pixels, means over the draws."""
+_PIXELS = slice(len(MEASURES), len(IMAGE_COLUMNS))
+_IMAGES_AT_ONCE = 256
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     """Options of `evaluate patches`."""
 
+    keep_ratio: tuple[float, ...] = option(
+        (),
+        low=0.0,
+        high=1.0,
+        help="share of kept patches; may be given repeatedly; default: those of the selections",
+    )
+    categories: tuple[str, ...] = option(
+        ("all",),
+        help="whose objects count: all, learned, unseen, unseen-strict; may be given repeatedly",
+    )
     random_draws: int = option(20, low=1, help="draws that `random` is the mean of")
     bootstrap_draws: int = option(1000, low=1, help="resamples behind each 95 % interval")
     seed: int = option(0, help="of the random draws and the bootstrap")
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        for name in self.categories:
+            if name not in CATEGORIES:
+                raise unknown_name("group of categories", name, CATEGORIES)
+        for flag, values in (("keep-ratio", self.keep_ratio), ("categories", self.categories)):
+            if len(set(values)) != len(values):
+                raise RequestError(f"--{flag} is given twice: {', '.join(map(str, values))}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRow:
-    """One source at one keep ratio; means over the images with foreground."""
+    """One source at one keep ratio; means over the images with foreground, then pooled over them.
 
+    `low` and `high` are the ends of 95 % bootstrap intervals over images.
+    """
+
+    categories: str = "all"
     source: str
     keep_ratio: float
     kept: int
@@ -57,12 +94,62 @@ class EvaluationRow:
     precision_low: float
     precision_high: float
     recall: float
+    recall_low: float = float("nan")
+    recall_high: float = float("nan")
     f1: float
+    f1_low: float = float("nan")
+    f1_high: float = float("nan")
     iou: float
+    iou_low: float = float("nan")
+    iou_high: float = float("nan")
     pooled_precision: float
+    pooled_precision_low: float = float("nan")
+    pooled_precision_high: float = float("nan")
     pooled_recall: float
+    pooled_recall_low: float = float("nan")
+    pooled_recall_high: float = float("nan")
     pooled_f1: float
+    pooled_f1_low: float = float("nan")
+    pooled_f1_high: float = float("nan")
     pooled_iou: float
+    pooled_iou_low: float = float("nan")
+    pooled_iou_high: float = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DifferenceRow:
+    """A source minus a reference on the same images; certain where an interval leaves 0 out."""
+
+    categories: str
+    source: str
+    reference: str
+    keep_ratio: float
+    kept: int
+    num_images: int
+    precision: float
+    precision_low: float
+    precision_high: float
+    recall: float
+    recall_low: float
+    recall_high: float
+    f1: float
+    f1_low: float
+    f1_high: float
+    iou: float
+    iou_low: float
+    iou_high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """All that an evaluation found."""
+
+    rows: list[EvaluationRow]
+    differences: list[DifferenceRow]
+    keys: list[str]
+    """(N,) of the annotated images, sorted"""
+    images: Mapping[tuple[str, str, float], Values]
+    """(categories, source, keep ratio) -> (N, 7): `IMAGE_COLUMNS` of each image"""
 
 
 def run(
@@ -72,53 +159,61 @@ def run(
     annotations: Annotations,
     teacher: CacheReader | None,
     progress: Progress,
-) -> tuple[list[EvaluationRow], Summary]:
-    """Returns one row a source and keep ratio, and the summary.
+    cached: CountCache | None = None,
+) -> tuple[Evaluation, Summary]:
+    """Returns one row a group of categories, source and keep ratio, and the summary.
 
-    The ranker's selection stands as `select` wrote it (best patches, then homogeneous ones); every
-    other source keeps its k best. `oracle` is the upper bound at the same k.
+    The ranker's selection stands as `select` wrote it (best patches, then homogeneous ones), so it
+    is there at the stored keep ratios only; every other source keeps its k best, at any ratio.
+    `oracle` is the upper bound at the same k. Images count in the order of their keys: how they
+    were sharded changes nothing.
 
     Raises:
-        RequestError: no selected image is annotated, or the teacher's cache does not fit.
+        RequestError: no selected image is annotated, none has foreground, a keep ratio leaves no
+            patch, or the teacher's cache does not fit.
     """
     started = time.monotonic()
-    ratios = [float(ratio) for ratio in selections.run["keep_ratio"]]
     grid = int(selections.run["image_size"]) // int(selections.run["patch_size"])
+    stored = [float(ratio) for ratio in selections.run["keep_ratio"]]
+    keeps = {ratio: num_kept(ratio, grid**2) for ratio in config.keep_ratio or stored}
     maps = cover_maps(teacher, grid) if teacher is not None else None
-    tallies: dict[tuple[str, float], _Tally] = {}
+    found = _Found()
     summary = Summary(stage="evaluate patches", done=1)
-    unannotated = 0
     with progress.task("evaluate", len(selections.units), "units") as bar:
         for unit in selections.units:
             arrays = selections.read(unit)
-            for row in range(len(arrays["key"])):
-                seen = _coverage(selections.run, arrays, row, annotations)
-                if seen is None:
-                    unannotated += 1
-                    continue
-                summary.n_ok += 1
-                for ratio in ratios:
-                    k = num_kept(ratio, grid**2)
-                    selected = torch.from_numpy(arrays[kept_name(ratio)][row].astype(np.int64))
-                    tallies.setdefault((RANKER, ratio), _Tally()).add(selected[None], seen)
-                    for source, scores in _scores(config, arrays, row, grid, maps, seen).items():
-                        kept = top_patches(scores, k)
-                        tallies.setdefault((source, ratio), _Tally()).add(kept, seen)
+            counts = {
+                name: unit_counts(unit, arrays, selections.run, annotations, name, cached)
+                for name in config.categories
+            }
+            annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
+            found.unannotated += len(arrays["key"]) - len(annotated)
+            for start in range(0, len(annotated), _IMAGES_AT_ONCE):
+                rows = annotated[start : start + _IMAGES_AT_ONCE]
+                part = {name: values[rows] for name, values in arrays.items()}
+                seen = {
+                    name: counted(counts[name], rows, int(selections.run["patch_size"]))
+                    for name in config.categories
+                }
+                found.add(part["key"].tolist(), _measure(config, part, seen, keeps, maps))
             bar.advance(1)
-    if summary.n_ok == 0:
+    if not found.keys:
         raise RequestError(
             "no selected image is annotated: sample keys and the annotations' file names have "
             f"nothing in common (a key is {_first_key(selections)!r}); pack the folder the file "
             "names are relative to"
         )
-    rows = [
-        _row(config, source, ratio, num_kept(ratio, grid**2), tally)
-        for (source, ratio), tally in sorted(tallies.items(), key=_table_order)
-    ]
-    if unannotated:
-        summary.notes.append(f"left out {unannotated} selected image(s) without annotation")
+    evaluation = _evaluation(config, found, keeps)
+    summary.n_ok = len(found.keys)
+    if found.unannotated:
+        summary.notes.append(f"left out {found.unannotated} selected image(s) without annotation")
+    if absent := [f"{ratio:g}" for ratio in keeps if ratio not in stored]:
+        summary.notes.append(
+            f"at keep ratio {', '.join(absent)} there is no {RANKER!r}, only {TOP_K!r}: `select` "
+            f"stored {', '.join(f'{ratio:g}' for ratio in stored)}"
+        )
     summary.seconds = time.monotonic() - started
-    return rows, summary
+    return evaluation, summary
 
 
 def cover_maps(teacher: CacheReader, grid: int) -> dict[str, NDArray[np.float32]]:
@@ -150,108 +245,183 @@ def cover_maps(teacher: CacheReader, grid: int) -> dict[str, NDArray[np.float32]
     return maps
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Agreement of one source at one keep ratio, image by image, mean over the source's draws."""
+class _Found:
+    """What was measured so far, batch by batch."""
 
-    measures: list[NDArray[np.float64]] = dataclasses.field(default_factory=list)
-    """precision, recall, F1, IoU; nan where undefined"""
-    counts: list[NDArray[np.float64]] = dataclasses.field(default_factory=list)
-    """pixels of the intersection, of the kept patches, of the foreground"""
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.unannotated = 0
+        self._parts: dict[tuple[str, str, float], list[Values]] = {}
 
-    def add(self, kept: Tensor, seen: PatchCoverage) -> None:
-        """Adds one image from its selections (draws, k)."""
-        draws = len(kept)
-        repeated = PatchCoverage(
-            foreground_pixels=seen.foreground_pixels.expand(draws, -1),
-            valid_pixels=seen.valid_pixels.expand(draws, -1),
-            patch_size=seen.patch_size,
-        )
-        found = agreement(kept, repeated)
-        measures = (found.precision, found.recall, found.f1, found.iou)
-        counts = (found.intersection, found.kept_pixels, found.foreground)
-        self.measures.append(torch.stack(measures).mean(dim=1).numpy())
-        self.counts.append(torch.stack(counts).double().mean(dim=1).numpy())
+    def add(
+        self, keys: Sequence[str], measured: Iterator[tuple[tuple[str, str, float], Values]]
+    ) -> None:
+        """Adds the measures of some images."""
+        self.keys += keys
+        for name, values in measured:
+            self._parts.setdefault(name, []).append(values)
+
+    def by_key(self) -> tuple[list[str], dict[tuple[str, str, float], Values]]:
+        """Returns the keys, sorted, and every measure in their order, as the table has them."""
+        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
+        tables = {
+            name: np.concatenate(self._parts[name])[order]
+            for name in sorted(
+                self._parts,
+                key=lambda name: (CATEGORIES.index(name[0]), name[2], SOURCES.index(name[1])),
+            )
+        }
+        return [self.keys[place] for place in order], tables
 
 
-def _coverage(
-    run: Mapping[str, Any], arrays: Arrays, row: int, annotations: Annotations
-) -> PatchCoverage | None:
-    """Returns the foreground of a selected image, through the image's own crop and resize."""
-    height, width = (int(side) for side in arrays["size"][row])
-    found = annotations.foreground(arrays["key"][row], height, width)
-    if found is None:
-        return None
-    view = recorded_view(arrays, row)
-    size, patch_size = int(run["image_size"]), int(run["patch_size"])
-    foreground = torch.from_numpy(render_mask(found.is_foreground, view, size))[None]
-    ignored = torch.from_numpy(render_mask(found.is_ignored, view, size))[None]
-    return coverage(foreground, ignored, patch_size)
+def _measure(
+    config: EvaluateConfig,
+    arrays: Arrays,
+    seen: Mapping[str, PatchCoverage],
+    keeps: Mapping[float, int],
+    maps: Mapping[str, NDArray[np.float32]] | None,
+) -> Iterator[tuple[tuple[str, str, float], Values]]:
+    """Yields (categories, source, keep ratio) and the `IMAGE_COLUMNS` (B, 7) of B images."""
+    shared = {source: _order(scores) for source, scores in _scores(config, arrays, maps).items()}
+    for name, coverage in seen.items():
+        orders = shared | {ORACLE: _order(oracle_scores(coverage)[None])}
+        for source, order in orders.items():
+            draws = len(order)
+            repeated = PatchCoverage(
+                foreground_pixels=coverage.foreground_pixels.repeat(draws, 1),
+                valid_pixels=coverage.valid_pixels.repeat(draws, 1),
+                patch_size=coverage.patch_size,
+            )
+            nested = nested_agreement(order.flatten(0, 1), repeated, list(keeps.values()))
+            for ratio, of_all in zip(keeps, nested, strict=True):
+                values = _columns(of_all).unflatten(0, (draws, -1)).mean(dim=0)
+                yield (name, source, ratio), values.numpy()
+        for ratio in keeps:
+            if kept_name(ratio) in arrays:
+                kept = torch.from_numpy(arrays[kept_name(ratio)].astype(np.int64))
+                yield (name, RANKER, ratio), _columns(agreement(kept, coverage)).numpy()
+
+
+def _order(scores: Tensor) -> Tensor:
+    """Returns all patches, best first, (draws, B, L), of scores of that shape."""
+    return top_patches(scores.flatten(0, 1), scores.shape[-1]).view(scores.shape)
+
+
+def _columns(found: PatchAgreement) -> Tensor:
+    return torch.stack([getattr(found, name).double() for name in IMAGE_COLUMNS], dim=1)
 
 
 def _scores(
-    config: EvaluateConfig,
-    arrays: Arrays,
-    row: int,
-    grid: int,
-    maps: Mapping[str, NDArray[np.float32]] | None,
-    seen: PatchCoverage,
+    config: EvaluateConfig, arrays: Arrays, maps: Mapping[str, NDArray[np.float32]] | None
 ) -> dict[str, Tensor]:
-    """Returns the scores (draws, L) of every source that keeps its k best."""
-    key = str(arrays["key"][row])
+    """Returns the scores (draws, B, L) of every source but the oracle that keeps its k best."""
+    keys = [str(key) for key in arrays["key"]]
+    count, length = arrays["patch_variance"].shape
     draws = [
-        random_scores(key, grid**2, draw=draw, seed=config.seed)
+        torch.stack([random_scores(key, length, draw=draw, seed=config.seed) for key in keys])
         for draw in range(config.random_draws)
     ]
     sources = {
-        TOP_K: torch.from_numpy(arrays["ranker_score"][row].astype(np.float32))[None],
-        VARIANCE: torch.from_numpy(arrays["patch_variance"][row].astype(np.float32))[None],
-        CENTER: center_scores(grid)[None],
+        VARIANCE: torch.from_numpy(arrays["patch_variance"].astype(np.float32))[None],
+        CENTER: center_scores(round(length**0.5)).expand(1, count, -1),
         RANDOM: torch.stack(draws),
-        ORACLE: oracle_scores(seen),
     }
+    if "ranker_score" in arrays:
+        sources[TOP_K] = torch.from_numpy(arrays["ranker_score"].astype(np.float32))[None]
     if maps is not None:
-        if key not in maps:
-            raise RequestError(
-                f"the teacher's cache has no map of {key!r}; score the shards of the selections"
-            )
-        sources[TEACHER] = torch.from_numpy(maps[key])[None]
+        for key in keys:
+            if key not in maps:
+                raise RequestError(
+                    f"the teacher's cache has no map of {key!r}; score the shards of the selections"
+                )
+        sources[TEACHER] = torch.from_numpy(np.stack([maps[key] for key in keys]))[None]
     return sources
 
 
-def _row(
-    config: EvaluateConfig, source: str, keep_ratio: float, kept: int, tally: _Tally
-) -> EvaluationRow:
-    measures, counts = np.stack(tally.measures), np.stack(tally.counts)
-    has_foreground = counts[:, 2] > 0
-    if not has_foreground.any():
-        raise RequestError("no annotated image has foreground inside its crop; nothing to measure")
-    precision, recall, f1, iou = np.nanmean(measures[has_foreground], axis=0).tolist()
-    low, high = bootstrap_interval(
-        measures[has_foreground, 0], seed=config.seed, draws=config.bootstrap_draws
-    )
-    both, region, foreground = counts[has_foreground].sum(axis=0).tolist()
-    return EvaluationRow(
-        source=source,
-        keep_ratio=keep_ratio,
-        kept=kept,
-        num_images=int(has_foreground.sum()),
-        precision=precision,
-        precision_low=low,
-        precision_high=high,
-        recall=recall,
-        f1=f1,
-        iou=iou,
-        pooled_precision=both / region if region else float("nan"),
-        pooled_recall=both / foreground,
-        pooled_f1=2 * both / (region + foreground),
-        pooled_iou=both / (region + foreground - both),
-    )
+def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int]) -> Evaluation:
+    keys, images = found.by_key()
+    rows: list[EvaluationRow] = []
+    differences: list[DifferenceRow] = []
+    for name in sorted(config.categories, key=CATEGORIES.index):
+        for ratio in sorted(keeps):
+            tables = {
+                source: images[name, source, ratio]
+                for source in SOURCES
+                if (name, source, ratio) in images
+            }
+            has_foreground = tables[ORACLE][:, -1] > 0
+            if not has_foreground.any():
+                what = "" if name == "all" else f" of {name} categories"
+                raise RequestError(
+                    f"no annotated image has foreground{what} inside its crop; nothing to measure"
+                )
+            facts = {
+                "categories": name,
+                "keep_ratio": ratio,
+                "kept": keeps[ratio],
+                "num_images": int(has_foreground.sum()),
+            }
+            tables = {source: table[has_foreground] for source, table in tables.items()}
+            rows += _source_rows(config, facts, tables)
+            differences += _difference_rows(config, facts, tables)
+    return Evaluation(rows=rows, differences=differences, keys=keys, images=images)
 
 
-def _table_order(item: tuple[tuple[str, float], _Tally]) -> tuple[float, int]:
-    (source, keep_ratio), _ = item
-    return keep_ratio, SOURCES.index(source)
+def _source_rows(
+    config: EvaluateConfig, facts: Mapping[str, Any], tables: Mapping[str, Values]
+) -> list[EvaluationRow]:
+    ratios: dict[tuple[str, str], tuple[Values, Values]] = {}
+    for source, table in tables.items():
+        for column, name in enumerate(MEASURES):
+            ratios[source, name] = _as_ratio(table[:, column])
+        both, kept, foreground = table[:, _PIXELS].T
+        ratios[source, "pooled_precision"] = both, kept
+        ratios[source, "pooled_recall"] = both, foreground
+        ratios[source, "pooled_f1"] = 2 * both, kept + foreground
+        ratios[source, "pooled_iou"] = both, kept + foreground - both
+    figures = _with_intervals(config, ratios)
+    return [EvaluationRow(source=source, **facts, **figures[source]) for source in tables]
+
+
+def _difference_rows(
+    config: EvaluateConfig, facts: Mapping[str, Any], tables: Mapping[str, Values]
+) -> list[DifferenceRow]:
+    pairs = [(a, b) for a in COMPARED for b in REFERENCES if a in tables and b in tables]
+    ratios = {
+        ((a, b), name): _as_ratio(tables[a][:, column] - tables[b][:, column])
+        for a, b in pairs
+        for column, name in enumerate(MEASURES)
+    }
+    figures = _with_intervals(config, ratios)
+    return [DifferenceRow(source=a, reference=b, **facts, **figures[a, b]) for a, b in pairs]
+
+
+def _as_ratio(values: Values) -> tuple[Values, Values]:
+    """Returns the (N,) above and below of which the mean over defined values is the ratio."""
+    is_defined = ~np.isnan(values)
+    return np.where(is_defined, values, 0.0), is_defined.astype(np.float64)
+
+
+def _with_intervals(
+    config: EvaluateConfig, ratios: Mapping[tuple[Any, str], tuple[Values, Values]]
+) -> dict[Any, dict[str, Any]]:
+    """Returns name, name_low and name_high of each ratio of sums, by the first of its two names."""
+    figures: dict[Any, dict[str, Any]] = {}
+    if not ratios:
+        return figures
+    above, below = (np.stack(arrays, axis=1) for arrays in zip(*ratios.values(), strict=True))
+    low, high = bootstrap_ratios(above, below, seed=config.seed, draws=config.bootstrap_draws)
+    with np.errstate(invalid="ignore"):
+        values = above.sum(axis=0) / below.sum(axis=0)
+    for place, (owner, name) in enumerate(ratios):
+        figures.setdefault(owner, {}).update(
+            {
+                name: float(values[place]),
+                f"{name}_low": float(low[place]),
+                f"{name}_high": float(high[place]),
+            }
+        )
+    return figures
 
 
 def _first_key(selections: CacheReader) -> str | None:

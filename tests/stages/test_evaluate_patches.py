@@ -38,7 +38,7 @@ class Selections:
 class Masks:
     """Random foreground for a and b; c is not annotated."""
 
-    def foreground(self, key, height, width):
+    def foreground(self, key, height, width, categories="all"):
         if key == "c":
             return None
         rng = np.random.default_rng(ord(key))
@@ -62,10 +62,10 @@ def measures(kept, found):
 
 @pytest.fixture
 def table():
-    rows, summary = run(
+    found, summary = run(
         EvaluateConfig(), selections=Selections(), annotations=Masks(), teacher=None, progress=QUIET
     )
-    return {(row.source, row.keep_ratio): row for row in rows}, summary
+    return {(row.source, row.keep_ratio): row for row in found.rows}, summary
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -102,7 +102,7 @@ def test_images_that_are_not_annotated_are_mentioned(table):
 
 def test_annotations_of_other_images_are_refused():
     class Nothing:
-        def foreground(self, key, height, width):
+        def foreground(self, key, height, width, categories="all"):
             return None
 
     with pytest.raises(RequestError, match="have nothing in common"):
