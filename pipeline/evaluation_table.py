@@ -18,6 +18,7 @@ from pipeline.store.receipts import replace_text
 from stages.evaluate_patches import (
     IMAGE_COLUMNS,
     MEASURES,
+    RANKER,
     DifferenceRow,
     Evaluation,
     EvaluationRow,
@@ -37,7 +38,10 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
 
 
 def format_differences(rows: Sequence[DifferenceRow]) -> str:
-    """Returns the paired differences as aligned text, one block a group and keep ratio."""
+    """Returns the paired differences as aligned text, one block a group and keep ratio.
+
+    Those of the ranker's top-k alone only where its selection is not stored; the files have all.
+    """
     return "\n".join(
         line
         for group in _groups(rows)
@@ -125,7 +129,7 @@ def _title(rows: Sequence[EvaluationRow]) -> str:
 
 
 def _difference_title(rows: Sequence[DifferenceRow]) -> str:
-    return f"{rows[0].categories} categories: differences on the same images"
+    return f"{rows[0].categories} categories: ranker minus each reference, image by image"
 
 
 def _mean_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
@@ -142,10 +146,17 @@ def _pooled_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
 
 
 def _difference_cells(rows: Sequence[DifferenceRow]) -> list[tuple[str, ...]]:
-    header = ("kept", "difference", *(_TITLES[name] for name in MEASURES))
+    """Returns the differences of the ranker, or of its top-k alone where that is all there is."""
+    header = ("kept", "minus", *(_TITLES[name] for name in MEASURES))
+    stored = {row.keep_ratio for row in rows if row.source == RANKER}
     lines = [
-        (f"{row.keep_ratio:g}", f"{row.source} - {row.reference}", *_figures(row, sign="+"))
+        (
+            f"{row.keep_ratio:g}",
+            row.reference + ("" if row.source == RANKER else " (top-k only)"),
+            *_figures(row, sign="+"),
+        )
         for row in rows
+        if row.source == RANKER or row.keep_ratio not in stored
     ]
     return [header, *lines]
 
