@@ -44,6 +44,8 @@ COMPARED, REFERENCES = (RANKER, TOP_K), (TEACHER, VARIANCE, CENTER, RANDOM)
 MEASURES = ("precision", "recall", "f1", "iou")
 IMAGE_COLUMNS = (*MEASURES, "intersection", "kept_pixels", "foreground")
 """What is known of one image: measures, nan where undefined; then pixels, means over the draws."""
+_SCORE_MAPS = {TOP_K: "ranker_score", VARIANCE: "patch_variance"}
+"""Sources whose scores the selections hold, under these names."""
 _PIXELS = slice(len(MEASURES), len(IMAGE_COLUMNS))
 _IMAGES_AT_ONCE = 256
 
@@ -195,7 +197,7 @@ def run(
                     name: counted(counts[name], rows, int(selections.run["patch_size"]))
                     for name in config.categories
                 }
-                found.add(part["key"].tolist(), _measure(config, part, seen, keeps, maps))
+                found.add(part["key"].tolist(), _measure(config, part, grid, seen, keeps, maps))
             bar.advance(1)
     if not found.keys:
         raise RequestError(
@@ -277,12 +279,15 @@ class _Found:
 def _measure(
     config: EvaluateConfig,
     arrays: Arrays,
+    grid: int,
     seen: Mapping[str, PatchCoverage],
     keeps: Mapping[float, int],
     maps: Mapping[str, NDArray[np.float32]] | None,
 ) -> Iterator[tuple[tuple[str, str, float], Values]]:
     """Yields (categories, source, keep ratio) and the `IMAGE_COLUMNS` (B, 7) of B images."""
-    shared = {source: _order(scores) for source, scores in _scores(config, arrays, maps).items()}
+    shared = {
+        source: _order(scores) for source, scores in _scores(config, arrays, grid, maps).items()
+    }
     for name, coverage in seen.items():
         orders = shared | {ORACLE: _order(oracle_scores(coverage)[None])}
         for source, order in orders.items():
@@ -312,22 +317,24 @@ def _columns(found: PatchAgreement) -> Tensor:
 
 
 def _scores(
-    config: EvaluateConfig, arrays: Arrays, maps: Mapping[str, NDArray[np.float32]] | None
+    config: EvaluateConfig,
+    arrays: Arrays,
+    grid: int,
+    maps: Mapping[str, NDArray[np.float32]] | None,
 ) -> dict[str, Tensor]:
     """Returns the scores (draws, B, L) of every source but the oracle that keeps its k best."""
     keys = [str(key) for key in arrays["key"]]
-    count, length = arrays["patch_variance"].shape
     draws = [
-        torch.stack([random_scores(key, length, draw=draw, seed=config.seed) for key in keys])
+        torch.stack([random_scores(key, grid**2, draw=draw, seed=config.seed) for key in keys])
         for draw in range(config.random_draws)
     ]
     sources = {
-        VARIANCE: torch.from_numpy(arrays["patch_variance"].astype(np.float32))[None],
-        CENTER: center_scores(round(length**0.5)).expand(1, count, -1),
+        CENTER: center_scores(grid).expand(1, len(keys), -1),
         RANDOM: torch.stack(draws),
     }
-    if "ranker_score" in arrays:
-        sources[TOP_K] = torch.from_numpy(arrays["ranker_score"].astype(np.float32))[None]
+    for source, name in _SCORE_MAPS.items():
+        if name in arrays:  # Selections that no ranker made need not have its scores.
+            sources[source] = torch.from_numpy(arrays[name].astype(np.float32))[None]
     if maps is not None:
         for key in keys:
             if key not in maps:

@@ -266,3 +266,55 @@ def test_annotations_without_foreground_are_refused():
 
     with pytest.raises(RequestError, match="foreground of unseen categories inside its crop"):
         evaluate(annotations=Empty(), categories=("unseen",))
+
+
+class Teacher:
+    """Two partitions of 8 patches each, which cover the image; higher index = matters more."""
+
+    run = {"crop": "eval", "image_size": 32, "patch_size": 8}  # noqa: RUF012
+    units = ("t",)
+
+    def __init__(self, keys="abc"):
+        self.keys = keys
+
+    def read(self, unit, names=None):
+        visible = np.arange(16).reshape(2, 8)
+        return {
+            "key": np.array(list(self.keys), dtype=object),
+            "visible": np.tile(visible, (len(self.keys), 1, 1, 1)),
+            "score": np.tile(visible.astype(np.float16), (len(self.keys), 1, 1, 1)),
+        }
+
+
+def evaluate_beside(teacher):
+    return run(
+        EvaluateConfig(),
+        selections=Selections(),
+        annotations=Masks(),
+        teacher=teacher,
+        progress=QUIET,
+    )[0]
+
+
+def test_the_teacher_keeps_its_own_best_patches():
+    found = evaluate_beside(Teacher())
+    (row,) = (r for r in found.rows if r.source == "teacher" and r.keep_ratio == 0.25)
+    each = [measures([12, 13, 14, 15], Masks().foreground(key, 32, 32)) for key in "ab"]
+    values = (row.precision, row.recall, row.f1, row.iou)
+    np.testing.assert_allclose(values, np.mean(each, axis=0), rtol=1e-12)
+    assert {r.reference for r in found.differences} >= {"teacher", "random"}
+
+
+def test_a_teacher_without_a_map_of_an_image_is_refused():
+    with pytest.raises(RequestError, match="no map of 'b'"):
+        evaluate_beside(Teacher(keys="ac"))
+
+
+def test_selections_that_hold_no_scores_stand_beside_what_needs_none():
+    class OnlyKept(Selections):
+        def read(self, unit):
+            names = ("ranker_score", "patch_variance")
+            return {k: v for k, v in super().read(unit).items() if k not in names}
+
+    found, _ = evaluate(OnlyKept())
+    assert {row.source for row in found.rows} == {"ranker", "center", "random", "oracle"}
