@@ -173,8 +173,12 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 @click.option("--evaluation", type=PATH, help="--out folder of `evaluate patches`")
 @click.option("--annotations", type=PATH, help="COCO instances JSON, to draw the outlines")
 @click.option(
-    "--training", type=PATH, multiple=True, help="--out folders of the training stages, for curves"
+    "--training",
+    type=PATH,
+    multiple=True,
+    help="--out folders of the training stages, for curves and the ranker's attention",
 )
+@click.option("--cache", multiple=True, help="more caches to describe: --out folders of `score`")
 @out_option("report")
 @config_options(ReportConfig)
 def report(shards: tuple[str, ...], **options: Any) -> int:

@@ -174,6 +174,7 @@ class _Demo:
             evaluation=self.out / "evaluation",
             annotations=self.annotations,
             training=[self.out / "mae", self.out / "ranker"],
+            cache=[self.out / "cache"],
             out=self.out / "report",
             progress=self.progress,
         )
