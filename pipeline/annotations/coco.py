@@ -136,7 +136,7 @@ class CocoAnnotations:
     ) -> list[list[float]]:
         """Returns the polygons of an outline; pycocotools would take four numbers for a box."""
         if not isinstance(outline, list) or not outline:
-            raise _damaged(self.path, one, "segmentation must be polygons or an RLE")
+            raise _damaged(self.path, one, "no polygons and no RLE (--foreground boxes needs none)")
         farthest = 2 * max(size)
         for polygon in outline:
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
