@@ -250,7 +250,7 @@ def _write_svg(
     from matplotlib.figure import Figure
 
     # Text as outlines and a fixed salt: the file looks the same everywhere and is reproducible.
-    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9}):
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9.5}):
         figure = Figure(figsize=_SIZE_INCHES)
         paint(figure.add_axes(box), theme)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
@@ -262,7 +262,7 @@ def _write_themes(
     def paint(axes: Any, theme: Theme) -> None:
         _paint_lines(axes, theme, lines, x_label)
 
-    width = 0.86 if len(lines) == 1 else 0.53
+    width = 0.86 if len(lines) == 1 else 0.52
     return write_plot(stem, paint, title=title, alt=alt, box=(0.11, 0.16, width, 0.8))
 
 

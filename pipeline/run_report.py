@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.rankers import CONFIG, WEIGHTS, load_ranker, read_config
-from pipeline.annotations import CocoAnnotations
-from pipeline.evaluation_table import read_rows
+from pipeline.annotations import open_annotations
+from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import read_samples
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
@@ -46,7 +48,7 @@ def run_report(
         mae: weights the scores were made with.
         teacher: cache of `score --crop eval --sampler cover`.
         evaluation: of `evaluate patches`.
-        annotations: to draw the outlines.
+        annotations: of any format that it takes, to draw the outlines.
         training: folders of the training stages: their curves, and how far the heads look of the
             ranker that selected.
         out: a new or empty folder, or an earlier report, which is replaced.
@@ -76,7 +78,7 @@ def run_report(
             selections=selected,
             mae=model,
             teacher_maps=evaluate_patches.cover_maps(cover, grid) if cover is not None else {},
-            annotations=CocoAnnotations(annotations) if annotations is not None else None,
+            annotations=open_annotations(annotations) if annotations is not None else None,
         ):
             gallery.append(image)
             bar.advance(1)
@@ -84,7 +86,8 @@ def run_report(
         title="Which patches matter",
         grid=grid,
         gallery=gallery,
-        rows=read_rows(evaluation) if evaluation is not None else [],
+        rows=_evaluation_rows(evaluation) if evaluation is not None else [],
+        differences=_differences(evaluation) if evaluation is not None else [],
         attention=list(_attention(model, training, selected, gallery, summary)),
         curves=curves,
         caches=[read_cache_figures(found) for found in caches],
@@ -93,6 +96,15 @@ def run_report(
     summary.n_ok = len(gallery)
     summary.output = str(write_report(data, out))
     return summary
+
+
+def _evaluation_rows(folder: Path) -> list[evaluate_patches.EvaluationRow]:
+    return [row for group in read_groups(folder) for row in read_rows(folder, group)]
+
+
+def _differences(folder: Path) -> list[evaluate_patches.DifferenceRow]:
+    table = pq.read_table(folder / "evaluation_differences.parquet")
+    return [evaluate_patches.DifferenceRow(**values) for values in table.to_pylist()]
 
 
 def _attention(

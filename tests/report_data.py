@@ -15,7 +15,7 @@ from pipeline.report import (
     TrainingCurve,
 )
 from pipeline.report.cache_figures import score_figures
-from stages.evaluate_patches import SOURCES, EvaluationRow
+from stages.evaluate_patches import REFERENCES, SOURCES, DifferenceRow, EvaluationRow
 from stages.report import AttentionProfile, GalleryImage
 
 GRID, SIDE = 14, 224
@@ -88,6 +88,7 @@ def evaluation_rows(categories: str = "all") -> list[EvaluationRow]:
             )
             recall = precision * ratio / 0.8
             f1 = 2 * precision * recall / (precision + recall)
+            values = {"precision": precision, "recall": recall, "f1": f1, "iou": f1 / (2 - f1)}
             rows.append(
                 EvaluationRow(
                     categories=categories,
@@ -95,16 +96,31 @@ def evaluation_rows(categories: str = "all") -> list[EvaluationRow]:
                     keep_ratio=ratio,
                     kept=kept_count(ratio),
                     num_images=24,
-                    precision=precision,
-                    precision_low=precision - 0.05,
-                    precision_high=precision + 0.05,
-                    recall=recall,
-                    f1=f1,
-                    iou=f1 / (2 - f1),
-                    pooled_precision=precision,
-                    pooled_recall=recall,
-                    pooled_f1=f1,
-                    pooled_iou=f1 / (2 - f1),
+                    **values,
+                    **{f"{name}_low": value - 0.05 for name, value in values.items()},
+                    **{f"{name}_high": value + 0.04 for name, value in values.items()},
+                    **{f"pooled_{name}": value for name, value in values.items()},
+                )
+            )
+    return rows
+
+
+def difference_rows(categories: str = "all") -> list[DifferenceRow]:
+    rows = []
+    for ratio in RATIOS:
+        for number, reference in enumerate(REFERENCES):
+            values = dict.fromkeys(("precision", "recall", "f1", "iou"), 0.02 * number - 0.01)
+            rows.append(
+                DifferenceRow(
+                    categories=categories,
+                    source="ranker",
+                    reference=reference,
+                    keep_ratio=ratio,
+                    kept=kept_count(ratio),
+                    num_images=24,
+                    **values,
+                    **{f"{name}_low": value - 0.02 for name, value in values.items()},
+                    **{f"{name}_high": value + 0.02 for name, value in values.items()},
                 )
             )
     return rows
@@ -176,6 +192,7 @@ def report_data() -> ReportData:
         grid=GRID,
         gallery=gallery,
         rows=evaluation_rows(),
+        differences=difference_rows(),
         attention=attention(),
         curves=curves(),
         caches=[cache_figures()],

@@ -171,7 +171,7 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 @click.option("--mae", required=True, help="weights the scores were made with")
 @click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
 @click.option("--evaluation", type=PATH, help="--out folder of `evaluate patches`")
-@click.option("--annotations", type=PATH, help="COCO instances JSON, to draw the outlines")
+@click.option("--annotations", type=PATH, help="as of `evaluate patches`, to draw the outlines")
 @click.option(
     "--training",
     type=PATH,

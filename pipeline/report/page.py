@@ -16,7 +16,7 @@ from pipeline.report.cache_figures import CacheFigures
 from pipeline.report.charts import plot_attention, plot_scores
 from pipeline.report.gallery import check_gallery, gallery_context
 from pipeline.report.tables import evaluation_context
-from stages.evaluate_patches import EvaluationRow
+from stages.evaluate_patches import DifferenceRow, EvaluationRow
 from stages.report import AttentionProfile, GalleryImage
 
 MARKER = ".ltrp-report"
@@ -61,6 +61,7 @@ class ReportData:
     """Patches a side; L = grid * grid"""
     gallery: Sequence[GalleryImage] = ()
     rows: Sequence[EvaluationRow] = ()
+    differences: Sequence[DifferenceRow] = ()
     attention: Sequence[AttentionProfile] = ()
     curves: Sequence[TrainingCurve] = ()
     caches: Sequence[CacheFigures] = ()
@@ -136,7 +137,7 @@ def _context(data: ReportData, folder: Path) -> dict[str, Any]:
         "default_k": max(1, math.floor(_DEFAULT_KEEP_RATIO * length + 0.5)),
         "gallery": gallery_context(data.gallery, data.grid, folder / "images"),
         "heat_scale": heat_scale(),
-        "evaluation": evaluation_context(data.rows, plots),
+        "evaluation": evaluation_context(data.rows, data.differences, plots),
         "attention": _attention(data.attention, plots),
         "training": [
             entry

@@ -16,6 +16,7 @@ from stages.evaluate_patches import (
     TEACHER,
     TOP_K,
     VARIANCE,
+    DifferenceRow,
     EvaluationRow,
 )
 
@@ -36,7 +37,9 @@ _GROUPS = {
 }
 
 
-def evaluation_context(rows: Sequence[EvaluationRow], folder: Path) -> dict[str, Any]:
+def evaluation_context(
+    rows: Sequence[EvaluationRow], differences: Sequence[DifferenceRow], folder: Path
+) -> dict[str, Any]:
     """Writes the plots into `folder`; returns what the template is filled with."""
     groups = []
     for number, name in enumerate(dict.fromkeys(row.categories for row in rows)):
@@ -47,6 +50,7 @@ def evaluation_context(rows: Sequence[EvaluationRow], folder: Path) -> dict[str,
                 "num_images": sorted({row.num_images for row in own}),
                 "plots": plot_evaluation(own, folder, f"e{number}"),
                 "blocks": _blocks(own),
+                "differences": _difference_blocks([d for d in differences if d.categories == name]),
             }
         )
     return {
@@ -78,8 +82,30 @@ def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
     return blocks
 
 
+def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
+    """Returns one block a keep ratio: what the stored selections are better by."""
+    blocks: dict[float, dict[str, Any]] = {}
+    for row in rows:
+        if row.source != RANKER:
+            continue
+        empty = {"label": f"{100 * row.keep_ratio:g} %", "k": row.kept, "lines": []}
+        cells = []
+        for metric in METRICS:
+            low, high = (getattr(row, f"{metric}_{end}") for end in ("low", "high"))
+            cells.append(
+                {
+                    "text": f"{getattr(row, metric):+.3f}",
+                    "interval": f"{low:+.3f} to {high:+.3f}",
+                    "best": low > 0 or high < 0,
+                }
+            )
+        line = {"source": row.reference, "is_oracle": False, "cells": cells}
+        blocks.setdefault(row.keep_ratio, empty)["lines"].append(line)
+    return [blocks[ratio] for ratio in sorted(blocks)]
+
+
 def _cell(row: EvaluationRow, metric: str, best: str) -> dict[str, Any]:
     text = f"{getattr(row, metric):.3f}"
     low, high = (getattr(row, f"{metric}_{end}") for end in ("low", "high"))
-    interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low + high) else None
+    interval = f"{low:.3f}\N{EN DASH}{high:.3f}" if math.isfinite(low + high) else None
     return {"text": text, "interval": interval, "best": row.source != ORACLE and text == best}

@@ -22,7 +22,6 @@ from ltrp_core.errors import RequestError
 from ltrp_core.selection import num_kept
 from pipeline.report import ReportData, RunCard, TrainingCurve, write_report
 
-THEMES = ("light", "dark")
 SELECTED = "As selected: 39 best, 10 homogeneous."
 
 
@@ -33,7 +32,9 @@ def report_data() -> ReportData:
 
 @pytest.fixture(scope="module")
 def pictures_only(report_data: ReportData) -> ReportData:
-    return dataclasses.replace(report_data, rows=[], curves=[], caches=[], attention=[])
+    return dataclasses.replace(
+        report_data, rows=[], differences=[], curves=[], caches=[], attention=[]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +138,14 @@ def test_the_slider_shows_exactly_the_k_best_by_keyboard(
         assert page.get_attribute("#keep", "aria-valuetext").startswith(f"{count} of")
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.33, 0.5, 0.75, 0.9])
-def test_at_every_keep_ratio_as_many_are_shown_as_select_keeps(open_page, report_data, ratio):
-    k = num_kept(ratio, LENGTH)
+def test_at_every_keep_ratio_as_many_are_shown_as_select_keeps(open_page, report_data) -> None:
     with open_page() as page:
-        page.fill("#keep", str(k))
-        expected = best(report_data, "ranker", k)
-        assert undimmed(page) == (stored(report_data, ratio) if ratio in RATIOS else expected)
-        assert [len(patches) for patches in undimmed(page)] == [k] * 3
+        for ratio in (0.1, 0.25, 0.33, 0.5, 0.75, 0.9, 1.0):
+            k = num_kept(ratio, LENGTH)
+            page.fill("#keep", str(k))
+            kept = stored(report_data, ratio) if ratio in RATIOS else best(report_data, "ranker", k)
+            assert undimmed(page) == kept
+            assert shown_counts(page) == [len(patches) for patches in kept] == [k] * 3
 
 
 def test_arrow_keys_switch_the_source_of_the_order(open_page, report_data) -> None:
@@ -203,8 +204,9 @@ def test_the_outlines_can_be_switched_off(open_page) -> None:
         assert not outlines.first.is_visible()
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("width", [1200, 800, 360])
+@pytest.mark.parametrize(
+    ("width", "theme"), [(1200, "light"), (800, "dark"), (360, "light"), (360, "dark")]
+)
 def test_the_page_fits_and_is_drawn(open_page, width, theme) -> None:
     with open_page(width=width, theme=theme) as page:
         page.eval_on_selector_all("details", "all => all.forEach(d => { d.open = true })")
@@ -242,11 +244,21 @@ def test_every_picture_has_a_text_and_every_control_a_name(open_page) -> None:
 def test_the_best_source_without_labels_is_bold_and_never_the_oracle(open_page) -> None:
     with open_page() as page:
         bold = page.eval_on_selector_all(
-            "tbody tr:has(strong)", "all => all.map(r => r.querySelector('th').textContent)"
+            "#evaluation > .scroll tr:has(strong)",
+            "all => all.map(r => r.querySelector('th').textContent)",
         )
         assert bold == ["ranker"] * len(RATIOS)
-        assert page.locator("tbody strong").count() == 4 * len(RATIOS)
+        assert page.locator("#evaluation > .scroll strong").count() == 4 * len(RATIOS)
         assert page.locator("tr.oracle").count() == len(RATIOS)
+
+
+def test_differences_are_bold_where_the_interval_leaves_0_out(open_page) -> None:
+    with open_page() as page:
+        bold = page.eval_on_selector_all(
+            "#evaluation details tr:has(strong)",
+            "all => all.map(r => r.querySelector('th').textContent)",
+        )
+        assert bold == ["center", "random"] * len(RATIOS)
 
 
 def test_a_report_of_nothing_but_a_title_opens(open_page, tmp_path) -> None:
@@ -375,5 +387,5 @@ def test_groups_of_categories_have_a_table_each(open_page, report_data, tmp_path
     rows = made.evaluation_rows("learned") + made.evaluation_rows("unseen")
     data = dataclasses.replace(report_data, rows=rows)
     with open_page(path=write_report(data, tmp_path / "report")) as page:
-        assert page.locator("#evaluation table").count() == 2
+        assert page.locator("#evaluation > .scroll table").count() == 2
         assert page.locator("#evaluation .plot").count() == 8
