@@ -145,7 +145,7 @@ def attention_profile(
     )
 
 
-def ranker_order(
+def stored_order(
     scores: NDArray[np.float32], best: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.int64]:
     """Returns all patches (L,), the first to keep first, as the stored selections have them.
@@ -154,7 +154,7 @@ def ranker_order(
     longest of the `best` lists holds comes first, in its order; the rest by score, then index.
 
     Args:
-        scores: (L,), as stored.
+        scores: (L,), as stored; all equal if none were.
         best: the best patches of each stored selection, without the homogeneous ones.
 
     Raises:
@@ -213,7 +213,7 @@ def _gallery_image(
         reconstruction_without=_picture(without),
         difference=_difference(whole, without),
         scores=scores,
-        orders=_orders(config, sample.key, scores, kept, homogeneous),
+        orders=_orders(config, sample.key, length, scores, kept, homogeneous),
         kept=kept,
         num_homogeneous=homogeneous,
         foreground=(
@@ -225,9 +225,11 @@ def _gallery_image(
 def _scores(
     arrays: Arrays, row: int, teacher: NDArray[np.float32] | None
 ) -> dict[str, NDArray[np.float32]]:
+    """Selections that no ranker made need not have scores."""
     scores = {
-        RANKER: arrays["ranker_score"][row].astype(np.float32),
-        VARIANCE: arrays["patch_variance"][row].astype(np.float32),
+        source: arrays[name][row].astype(np.float32)
+        for source, name in ((RANKER, "ranker_score"), (VARIANCE, "patch_variance"))
+        if name in arrays
     }
     return scores if teacher is None else {**scores, TEACHER: teacher}
 
@@ -235,11 +237,11 @@ def _scores(
 def _orders(
     config: ReportConfig,
     key: str,
+    length: int,
     scores: Mapping[str, NDArray[np.float32]],
     kept: Mapping[float, NDArray[np.int64]],
     homogeneous: Mapping[float, int],
 ) -> dict[str, NDArray[np.int64]]:
-    length = len(scores[RANKER])
     draw = random_scores(key, length, draw=0, seed=config.seed)
     by_score = {RANDOM: draw} | {
         source: torch.from_numpy(values) for source, values in scores.items()
@@ -249,7 +251,7 @@ def _orders(
     }
     best = [chosen[: len(chosen) - homogeneous[ratio]] for ratio, chosen in kept.items()]
     try:
-        orders[RANKER] = ranker_order(scores[RANKER], best)
+        orders[RANKER] = stored_order(scores.get(RANKER, np.zeros(length, np.float32)), best)
     except RequestError as error:
         raise RequestError(
             f"image {key!r}: {error}; check the selections with `ltrp-pipeline verify --deep`"

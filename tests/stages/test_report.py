@@ -13,7 +13,7 @@ from ltrp_core.selection import num_homogeneous
 from pipeline.inputs.samples import read_samples
 from pipeline.store import open_cache
 from stages import report
-from stages.report import RANKER, ReportConfig, attention_profile, ranker_order
+from stages.report import RANKER, ReportConfig, attention_profile, stored_order
 
 
 def best(*lists: list[int]) -> list[np.ndarray]:
@@ -22,8 +22,9 @@ def best(*lists: list[int]) -> list[np.ndarray]:
 
 def test_the_order_begins_as_the_longest_selection_though_stored_scores_tie() -> None:
     scores = np.array([1.0, 2.0, 2.0, 2.0, 0.5], np.float32)
-    assert ranker_order(scores, best([3], [3, 1])).tolist() == [3, 1, 2, 0, 4]
-    assert ranker_order(scores, []).tolist() == [1, 2, 3, 0, 4]
+    assert stored_order(scores, best([3], [3, 1])).tolist() == [3, 1, 2, 0, 4]
+    assert stored_order(scores, []).tolist() == [1, 2, 3, 0, 4]
+    assert stored_order(np.zeros(5, np.float32), best([3, 1])).tolist() == [3, 1, 0, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_the_order_begins_as_the_longest_selection_though_stored_scores_tie() ->
 def test_selections_that_contradict_each_other_or_the_scores_are_refused(lists, message) -> None:
     scores = np.array([1.0, 2.0, 2.0, 2.0, 0.5], np.float32)
     with pytest.raises(RequestError, match=message):
-        ranker_order(scores, lists)
+        stored_order(scores, lists)
 
 
 @pytest.fixture(scope="module")
