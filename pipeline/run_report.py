@@ -20,9 +20,10 @@ from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figur
 from pipeline.run_log import images_per_second
 from pipeline.store.cache import Cache, open_cache
 from pipeline.store.receipts import file_sha256
+from pipeline.store.units import unit_name
 from pipeline.training_folder import read_curve
 from stages import evaluate_patches, report
-from stages.protocols import Progress, Summary
+from stages.protocols import Progress, Sample, Summary
 
 
 def run_report(
@@ -71,10 +72,11 @@ def run_report(
     curves = [_curve(folder) for folder in training]
     summary = Summary(stage="report", done=1)
     gallery = []
-    with progress.task("report", len(report.gallery_keys(selected, config)), "images") as bar:
+    units = report.gallery_keys(selected, config)
+    with progress.task("report", len(units), "images") as bar:
         for image in report.run(
             config,
-            (sample for shard in shards for sample in read_samples(shard)),
+            _samples(shards, selected, set(units.values())),
             selections=selected,
             mae=model,
             teacher_maps=evaluate_patches.cover_maps(cover, grid) if cover is not None else {},
@@ -96,6 +98,15 @@ def run_report(
     summary.n_ok = len(gallery)
     summary.output = str(write_report(data, out))
     return summary
+
+
+def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Iterator[Sample]:
+    """Yields the samples of the shards that some units were made of, read as they were then."""
+    for shard in shards:
+        name = unit_name(shard.name)
+        if name in units:
+            was_whole = selected.rows[name].damage is None
+            yield from read_samples(shard, "strict" if was_whole else "salvage")
 
 
 def _evaluation_rows(folder: Path) -> list[evaluate_patches.EvaluationRow]:

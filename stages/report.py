@@ -104,14 +104,25 @@ def run(
 ) -> Iterator[GalleryImage]:
     """Yields the gallery's images from the `samples` that were selected from.
 
+    Ends as soon as it has all of them.
+
     Raises:
-        RequestError: two stored selections of an image contradict each other.
+        RequestError: two stored selections of an image contradict each other, or `samples` lack an
+            image.
     """
     units = gallery_keys(selections, config)
     arrays = {unit: selections.read(unit) for unit in sorted(set(units.values()))}
-    for sample in samples:
-        if sample.key not in units:
+    missing = set(units)
+    while missing:
+        sample = next(samples, None)
+        if sample is None:
+            raise RequestError(
+                f"the shards lack {len(missing)} of the {len(units)} images to show, e.g. "
+                f"{min(missing)!r}; pass the shards that were selected from"
+            )
+        if sample.key not in missing:
             continue
+        missing.remove(sample.key)
         unit = arrays[units[sample.key]]
         row = unit["key"].tolist().index(sample.key)
         yield _gallery_image(

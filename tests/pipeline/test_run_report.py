@@ -91,6 +91,12 @@ def test_a_ranker_that_did_not_select_has_no_attention_on_the_page(made, small_m
     assert page.count("Mean attention distance in pixels") == 1
 
 
+def test_shards_without_an_image_that_is_to_be_shown_are_refused(made, small_mae, tmp_path) -> None:
+    with pytest.raises(RequestError, match=r"lack 2 of the 6 images to show, e.g. 'cat_0'"):
+        report_of(made, small_mae, tmp_path / "report", shards=made.shards[:1])
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_folder_that_is_no_training_is_refused(made, small_mae, tmp_path) -> None:
     with pytest.raises(RequestError, match=r"run.json is missing"):
         report_of(made, small_mae, tmp_path / "report", training=[tmp_path])
