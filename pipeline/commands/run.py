@@ -184,7 +184,9 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 def report(shards: tuple[str, ...], **options: Any) -> int:
     """Draw a page of pictures and tables.
 
-    One folder that opens from the disk, without a network: OUT/index.html.
+    One folder that opens from the disk, without a network: OUT/index.html. Photographs with a
+    slider for the keep ratio, score maps and reconstructions; then the evaluation, the training's
+    curves, how far the models' heads look, what the caches hold, and all options.
 
     Example: ltrp-pipeline report --selections selections --shards shards --mae mae.pth
     """
