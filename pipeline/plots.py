@@ -262,7 +262,7 @@ def _write_themes(
     def paint(axes: Any, theme: Theme) -> None:
         _paint_lines(axes, theme, lines, x_label)
 
-    width = 0.86 if len(lines) == 1 else 0.52
+    width = 0.86 if len(lines) == 1 else 0.5
     return write_plot(stem, paint, title=title, alt=alt, box=(0.11, 0.16, width, 0.8))
 
 

@@ -67,7 +67,7 @@ def plot_attention(profiles: Sequence[AttentionProfile], folder: Path) -> list[P
     for number, profile in enumerate(profiles):
         style = _MODELS[number % len(_MODELS)]
         plots.append(
-            _plot_profile(profile, style, 1.1 * max(top, even), folder / f"heads-{number}")
+            _plot_profile(profile, style, 1.2 * max(top, even), folder / f"heads-{number}")
         )
     return plots
 
@@ -82,14 +82,15 @@ def _plot_profile(profile: AttentionProfile, style: Style, top: float, stem: Pat
         number = np.arange(1, layers + 1)
         axes.axhline(_EVEN * profile.image_size, color=INK[theme], linewidth=0.8, linestyle=":")
         axes.annotate(
-            "evenly spread",
-            xy=(1, _EVEN * profile.image_size),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
+            "dotted: attention that is spread evenly",
+            xy=(1, 1),
+            xycoords="axes fraction",
+            xytext=(-2, -2),
             textcoords="offset points",
             ha="right",
+            va="top",
             color=INK[theme],
-            fontsize=8,
+            fontsize=8.5,
         )
         mean = profile.distances.mean(axis=1)
         axes.plot(number, mean, color=color, linewidth=1, alpha=0.5)

@@ -125,7 +125,7 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
     if image.foreground is not None:
         outline = f"{number:04d}-outline.svg"
         (folder / outline).write_text(_outline_svg(image.foreground), encoding="utf-8")
-    brightest = max(float(np.quantile(image.difference, 0.995)), _LEAST_RANGE)
+    brightest = _brightest(image, grid)
     return {
         "key": image.key,
         "side": image.photo.shape[0],
@@ -133,7 +133,7 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
         "reconstruction": save("reconstruction.jpg", image.reconstruction),
         "without": save("without.jpg", image.reconstruction_without),
         "difference": save("difference.jpg", _dark_to_bright(image.difference / brightest)),
-        "brightest": f"{brightest:.0f}",
+        "brightest": f"{brightest:.2g}" if brightest < 10 else f"{brightest:.0f}",
         "maps": [
             (
                 caption,
@@ -148,6 +148,17 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
         "hidden": "".join(f"M{i % grid} {i // grid}h1v1h-1z" for i in hidden),
         "left_out": (image.left_out % grid, image.left_out // grid),
     }
+
+
+def _brightest(image: GalleryImage, grid: int) -> float:
+    """Returns the difference that is shown brightest: nearly the largest where scores look.
+
+    In the masked patches, that is: in the one that was left out, a patch meets a guess of it.
+    """
+    side = len(image.difference) // grid
+    blocks = image.difference.reshape(grid, side, grid, side).swapaxes(1, 2)
+    masked = np.delete(blocks.reshape(grid**2, -1), image.visible, axis=0)
+    return max(float(np.quantile(masked, 0.995)), _LEAST_RANGE)
 
 
 def _dark_to_bright(values: NDArray[np.float32]) -> NDArray[np.uint8]:
