@@ -1,6 +1,6 @@
 """How long `evaluate patches` takes, first and again, on annotations as dense as COCO's.
 
-    OMP_NUM_THREADS=2 python benchmarks/evaluate.py [--quick] [--images N] [--scratch FOLDER]
+    python benchmarks/evaluate.py [--quick] [--images N] [--scratch FOLDER]
 
 Made here: N images of 640 x 480 px with 7.3 instances each in the mean, outlines of 20 to 60 points
 and one crowd in a hundred as RLE; selections of random score maps on a 14 x 14 grid. Timed: the
@@ -117,7 +117,7 @@ def write_selections(path, keys, rng, per_unit):
 
 
 def timed(scratch, *options):
-    """Runs the command; returns seconds of wall time and the peak memory of the process, MB."""
+    """Runs the command; returns seconds of wall time, of CPU time, and its peak memory, MB."""
     command = [sys.executable, "-m", "pipeline.cli", "evaluate", "patches"]
     command += ["--selections", scratch / "selections", "--annotations", scratch / "instances.json"]
     for ratio in RATIOS:
@@ -134,7 +134,7 @@ def timed(scratch, *options):
     seconds = time.monotonic() - started
     if status != 0:
         raise SystemExit(output.decode())
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main():
@@ -156,7 +156,7 @@ def main():
             f"outline, {len(RATIOS)} keep ratios; {os.cpu_count()} cores, {platform.machine()}, "
             f"torch {torch.__version__}"
         )
-        print(f"{'run':<44}{'s':>8}{'peak MB':>10}")
+        print(f"{'run':<44}{'s':>8}{'CPU s':>8}{'peak MB':>10}")
         every = [f for name in ("all", "learned", "unseen") for f in ("--categories", name)]
         for name, out, more in (
             ("first", "all", ()),
@@ -164,8 +164,8 @@ def main():
             ("first, all + learned + unseen", "groups", every),
             ("second, all + learned + unseen", "groups", every),
         ):
-            seconds, megabytes = timed(scratch, "--out", scratch / out, *more)
-            print(f"{name:<44}{seconds:>8.1f}{megabytes:>10.0f}", flush=True)
+            wall, cpu, megabytes = timed(scratch, "--out", scratch / out, *more)
+            print(f"{name:<44}{wall:>8.1f}{cpu:>8.1f}{megabytes:>10.0f}", flush=True)
 
 
 if __name__ == "__main__":

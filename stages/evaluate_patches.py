@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +182,7 @@ def run(
     maps = cover_maps(teacher, grid) if teacher is not None else None
     found = _Found()
     summary = Summary(stage="evaluate patches", done=1)
-    with progress.task("evaluate", len(selections.units), "units") as bar:
+    with _one_thread(), progress.task("evaluate", len(selections.units), "units") as bar:
         for unit in selections.units:
             arrays = selections.read(unit)
             counts = {
@@ -245,6 +246,17 @@ def cover_maps(teacher: CacheReader, grid: int) -> dict[str, NDArray[np.float32]
                 )
             maps[key] = mean.astype(np.float32)
     return maps
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch on one thread: the operations are small, and threads that wait burn a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Found:
