@@ -125,13 +125,16 @@ def draw_sample(
         one = {n: values[row : row + 1] for n, values in arrays.items() if n in _TO_REPLAY}
         shard = match_shards(cache, shards, [unit])[unit]
         picture = replay_views(cache, unit, one, shard)[0, view].transpose(1, 2, 0)
+        shown = "the view"
     elif "pixels" in arrays:
         picture = _from_pixels(arrays["pixels"][row, view], arrays["visible"][row, view], cache)
+        shown = "what the cache holds of the view"
     else:
         raise RequestError(
             f"{cache.url} holds no pixels; pass --shards, and the view is cut out again"
         )
-    _draw(picture, visible, score, _grid(cache), f"{key}, view {view}, partition {partition}", out)
+    title = f"{key}, view {view}, partition {partition}"
+    _draw(picture, shown, visible, score, _grid(cache), title, out)
 
 
 _TO_REPLAY = ("key", "crop", "flip")
@@ -207,6 +210,7 @@ def _from_pixels(
 
 def _draw(
     picture: NDArray[np.uint8],
+    shown: str,
     visible: NDArray[np.int64],
     score: NDArray[np.float64],
     grid: int,
@@ -230,7 +234,7 @@ def _draw(
     colors = colormaps["viridis"]
     figure, panels = pyplot.subplots(1, 2, figsize=(9.2, 4.6), layout="constrained")
     for panel, image, name in zip(
-        panels, (picture, dim), ("the view", "its visible patches, by score"), strict=True
+        panels, (picture, dim), (shown, "its visible patches, by score"), strict=True
     ):
         panel.imshow(image)
         panel.set_title(name, fontsize=10)

@@ -222,6 +222,36 @@ def test_the_page_fits_and_is_drawn(open_page, width, theme) -> None:
     assert (ground > 200) if theme == "light" else (ground < 60)
 
 
+CONTRAST = """() => {
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b]
+    .map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = parse(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const owners = [...document.querySelectorAll("body *")].filter((e) =>
+    e.checkVisibility({ visibilityProperty: true }) &&
+    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
+  return owners.map((e) => {
+    const pair = [parse(getComputedStyle(e).color), ground(e)].map(light).sort((a, b) => b - a);
+    return [(pair[0] + 0.05) / (pair[1] + 0.05), e.tagName + " " + e.textContent.slice(0, 40)];
+  }).filter(([ratio]) => ratio < 4.5);
+}"""
+"""Texts whose contrast is below what WCAG 2 asks for (level AA)."""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_stands_out_from_its_ground(open_page, theme) -> None:
+    with open_page(theme=theme) as page:
+        page.eval_on_selector_all("details", "all => all.forEach(d => { d.open = true })")
+        assert page.evaluate(CONTRAST) == []
+
+
 def test_a_key_that_is_a_script_stays_text(open_page) -> None:
     with open_page() as page:
         assert page.evaluate("window.harmed") is None
