@@ -34,7 +34,10 @@ SOURCES = (RANKER, TEACHER, VARIANCE, RANDOM)
 class ReportConfig:
     """Options of `report`."""
 
-    images: int = option(24, low=1, help="images in the gallery")
+    images: int = option(24, low=1, help="images in the gallery: the first ones by key")
+    key: tuple[str, ...] = option(
+        (), help="show the image with this key instead; may be given repeatedly"
+    )
     mask_ratio: float = option(0.9, help="of the partition that the reconstructions are made from")
     seed: int = option(0, help="of that partition, and of the random order")
 
@@ -84,13 +87,25 @@ class AttentionProfile:
 
 
 def gallery_keys(selections: CacheReader, config: ReportConfig) -> dict[str, str]:
-    """Returns the unit of each image to show, by key: the first ones, sorted."""
+    """Returns the unit of each image to show, by key: those asked for, or the first ones, sorted.
+
+    Raises:
+        RequestError: one that is asked for was not selected from.
+    """
     units = {
         key: unit
         for unit in selections.units
         for key in selections.read(unit, ["key"])["key"].tolist()
     }
-    return dict(sorted(units.items())[: config.images])
+    if not config.key:
+        return dict(sorted(units.items())[: config.images])
+    for key in config.key:
+        if key not in units:
+            raise RequestError(
+                f"the selections have no image with the key {key!r}; keys look like "
+                f"{min(units, default='')!r}"
+            )
+    return {key: units[key] for key in sorted(config.key)}
 
 
 def run(

@@ -34,7 +34,8 @@ def report_of(made, mae, out, **changes):
         "progress": QUIET,
         **changes,
     }
-    return run_report(ReportConfig(images=6, mask_ratio=0.75), **asked)
+    config = asked.pop("config", ReportConfig(images=6, mask_ratio=0.75))
+    return run_report(config, **asked)
 
 
 def test_the_page_has_every_section_and_exactly_what_select_stored(made, small_mae, tmp_path):
@@ -89,6 +90,16 @@ def test_a_ranker_that_did_not_select_has_no_attention_on_the_page(made, small_m
     assert "is the one that selected" in summary.notes[0]
     page = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert page.count("Mean attention distance in pixels") == 1
+
+
+def test_images_are_shown_that_are_asked_for_by_key(made, small_mae, tmp_path) -> None:
+    config = ReportConfig(key=("coffee_2", "cat_1"), mask_ratio=0.75)
+    assert report_of(made, small_mae, tmp_path / "report", config=config).n_ok == 2
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert re.findall(r"<h3 id=.key-.*?>(.*?)</h3>", page) == ["cat_1", "coffee_2"]
+    wrong = ReportConfig(key=("coffee_9",), mask_ratio=0.75)
+    with pytest.raises(RequestError, match=r"'coffee_9'; keys look like 'astro"):
+        report_of(made, small_mae, tmp_path / "report", config=wrong)
 
 
 def test_shards_without_an_image_that_is_to_be_shown_are_refused(made, small_mae, tmp_path) -> None:
