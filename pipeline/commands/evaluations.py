@@ -16,7 +16,7 @@ from stages.evaluate_patches import EvaluateConfig
 
 @click.group()
 def evaluate() -> None:
-    """Compare selections with annotations."""
+    """Measure selections and scores."""
 
 
 @evaluate.command("patches")
