@@ -117,7 +117,7 @@ def score_figures(name: str, records: Sequence[NDArray[np.floating]]) -> ScoreFi
     ties = sum(int((unit[..., 1:] == unit[..., :-1]).sum()) for unit in ordered)
     pairs = sum(unit[..., 1:].size for unit in ordered)
     # The few that are far out would leave one bar: they are counted in the outer bars.
-    low, high = np.quantile(values, [0.001, 0.999]).tolist()
+    low, high = np.quantile(values, [0.001, 0.999], method="nearest").tolist()
     is_log = low > 0 and high / low > 20
     bounds = (np.log(low), np.log(high)) if is_log else (low, high)
     counts, edges = np.histogram(
