@@ -19,11 +19,29 @@ from ltrp_core.patch_metrics import (
     PatchAgreement,
     PatchCoverage,
     agreement,
-    bootstrap_ratios,
     nested_agreement,
 )
 from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
+from stages.evaluation_rows import (
+    CENTER,
+    COMPARED,
+    IMAGE_COLUMNS,
+    MEASURES,
+    ORACLE,
+    RANDOM,
+    RANKER,
+    REFERENCES,
+    SOURCES,
+    TEACHER,
+    TOP_K,
+    VARIANCE,
+    DifferenceRow,
+    EvaluationRow,
+    Values,
+    difference_rows,
+    source_rows,
+)
 from stages.foreground_counts import counted, unit_counts
 from stages.options import check_ranges, option
 from stages.protocols import (
@@ -37,20 +55,30 @@ from stages.protocols import (
 )
 from stages.records import kept_name
 
-RANKER, TOP_K, TEACHER = "ranker", "ranker, top-k only", "teacher"
-VARIANCE, CENTER, RANDOM, ORACLE = "patch variance", "center", "random", "oracle"
-SOURCES = (RANKER, TOP_K, TEACHER, VARIANCE, CENTER, RANDOM, ORACLE)
-COMPARED, REFERENCES = (RANKER, TOP_K), (TEACHER, VARIANCE, CENTER, RANDOM)
-"""The differences that are reported: each of the first minus each of the second."""
-MEASURES = ("precision", "recall", "f1", "iou")
-IMAGE_COLUMNS = (*MEASURES, "intersection", "kept_pixels", "foreground")
-"""What is known of one image: measures, nan where undefined; then pixels, means over the draws."""
+__all__ = [
+    "CENTER",
+    "COMPARED",
+    "IMAGE_COLUMNS",
+    "MEASURES",
+    "ORACLE",
+    "RANDOM",
+    "RANKER",
+    "REFERENCES",
+    "SOURCES",
+    "TEACHER",
+    "TOP_K",
+    "VARIANCE",
+    "DifferenceRow",
+    "EvaluateConfig",
+    "Evaluation",
+    "EvaluationRow",
+    "cover_maps",
+    "run",
+]
+
 _SCORE_MAPS = {TOP_K: "ranker_score", VARIANCE: "patch_variance"}
 """Sources whose scores the selections hold, under these names."""
-_PIXELS = slice(len(MEASURES), len(IMAGE_COLUMNS))
 _IMAGES_AT_ONCE = 256
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,68 +107,6 @@ class EvaluateConfig:
         for flag, values in (("keep-ratio", self.keep_ratio), ("categories", self.categories)):
             if len(set(values)) != len(values):
                 raise RequestError(f"--{flag} is given twice: {', '.join(map(str, values))}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationRow:
-    """One source at one keep ratio; means over the images with foreground, then pooled over them.
-
-    `low` and `high` are the ends of 95 % bootstrap intervals over images.
-    """
-
-    categories: str = "all"
-    source: str
-    keep_ratio: float
-    kept: int
-    num_images: int
-    precision: float
-    precision_low: float
-    precision_high: float
-    recall: float
-    recall_low: float = float("nan")
-    recall_high: float = float("nan")
-    f1: float
-    f1_low: float = float("nan")
-    f1_high: float = float("nan")
-    iou: float
-    iou_low: float = float("nan")
-    iou_high: float = float("nan")
-    pooled_precision: float
-    pooled_precision_low: float = float("nan")
-    pooled_precision_high: float = float("nan")
-    pooled_recall: float
-    pooled_recall_low: float = float("nan")
-    pooled_recall_high: float = float("nan")
-    pooled_f1: float
-    pooled_f1_low: float = float("nan")
-    pooled_f1_high: float = float("nan")
-    pooled_iou: float
-    pooled_iou_low: float = float("nan")
-    pooled_iou_high: float = float("nan")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DifferenceRow:
-    """A source minus a reference on the same images; certain where an interval leaves 0 out."""
-
-    categories: str
-    source: str
-    reference: str
-    keep_ratio: float
-    kept: int
-    num_images: int
-    precision: float
-    precision_low: float
-    precision_high: float
-    recall: float
-    recall_low: float
-    recall_high: float
-    f1: float
-    f1_low: float
-    f1_high: float
-    iou: float
-    iou_low: float
-    iou_high: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,16 +155,7 @@ def run(
                 name: unit_counts(unit, arrays, selections.run, annotations, name, cached)
                 for name in config.categories
             }
-            annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
-            found.unannotated += len(arrays["key"]) - len(annotated)
-            for start in range(0, len(annotated), _IMAGES_AT_ONCE):
-                rows = annotated[start : start + _IMAGES_AT_ONCE]
-                part = {name: values[rows] for name, values in arrays.items()}
-                seen = {
-                    name: counted(counts[name], rows, int(selections.run["patch_size"]))
-                    for name in config.categories
-                }
-                found.add(part["key"].tolist(), _measure(config, part, grid, seen, keeps, maps))
+            _add_unit(config, found, arrays, counts, keeps, selections.run, maps)
             bar.advance(1)
     if not found.keys:
         raise RequestError(
@@ -286,6 +243,27 @@ class _Found:
             )
         }
         return [self.keys[place] for place in order], tables
+
+
+def _add_unit(
+    config: EvaluateConfig,
+    found: _Found,
+    arrays: Arrays,
+    counts: Mapping[str, Arrays],
+    keeps: Mapping[float, int],
+    run: Mapping[str, Any],
+    maps: Mapping[str, NDArray[np.float32]] | None,
+) -> None:
+    """Adds the annotated images of a unit, some at a time."""
+    patch_size = int(run["patch_size"])
+    grid = int(run["image_size"]) // patch_size
+    annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
+    found.unannotated += len(arrays["key"]) - len(annotated)
+    for start in range(0, len(annotated), _IMAGES_AT_ONCE):
+        rows = annotated[start : start + _IMAGES_AT_ONCE]
+        part = {name: values[rows] for name, values in arrays.items()}
+        seen = {name: counted(of_group, rows, patch_size) for name, of_group in counts.items()}
+        found.add(part["key"].tolist(), _measure(config, part, grid, seen, keeps, maps))
 
 
 def _measure(
@@ -381,66 +359,10 @@ def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int
                 "num_images": int(has_foreground.sum()),
             }
             tables = {source: table[has_foreground] for source, table in tables.items()}
-            rows += _source_rows(config, facts, tables)
-            differences += _difference_rows(config, facts, tables)
+            draw = {"seed": config.seed, "draws": config.bootstrap_draws}
+            rows += source_rows(facts, tables, **draw)
+            differences += difference_rows(facts, tables, **draw)
     return Evaluation(rows=rows, differences=differences, keys=keys, images=images)
-
-
-def _source_rows(
-    config: EvaluateConfig, facts: Mapping[str, Any], tables: Mapping[str, Values]
-) -> list[EvaluationRow]:
-    ratios: dict[tuple[str, str], tuple[Values, Values]] = {}
-    for source, table in tables.items():
-        for column, name in enumerate(MEASURES):
-            ratios[source, name] = _as_ratio(table[:, column])
-        both, kept, foreground = table[:, _PIXELS].T
-        ratios[source, "pooled_precision"] = both, kept
-        ratios[source, "pooled_recall"] = both, foreground
-        ratios[source, "pooled_f1"] = 2 * both, kept + foreground
-        ratios[source, "pooled_iou"] = both, kept + foreground - both
-    figures = _with_intervals(config, ratios)
-    return [EvaluationRow(source=source, **facts, **figures[source]) for source in tables]
-
-
-def _difference_rows(
-    config: EvaluateConfig, facts: Mapping[str, Any], tables: Mapping[str, Values]
-) -> list[DifferenceRow]:
-    pairs = [(a, b) for a in COMPARED for b in REFERENCES if a in tables and b in tables]
-    ratios = {
-        ((a, b), name): _as_ratio(tables[a][:, column] - tables[b][:, column])
-        for a, b in pairs
-        for column, name in enumerate(MEASURES)
-    }
-    figures = _with_intervals(config, ratios)
-    return [DifferenceRow(source=a, reference=b, **facts, **figures[a, b]) for a, b in pairs]
-
-
-def _as_ratio(values: Values) -> tuple[Values, Values]:
-    """Returns the (N,) above and below of which the mean over defined values is the ratio."""
-    is_defined = ~np.isnan(values)
-    return np.where(is_defined, values, 0.0), is_defined.astype(np.float64)
-
-
-def _with_intervals(
-    config: EvaluateConfig, ratios: Mapping[tuple[Any, str], tuple[Values, Values]]
-) -> dict[Any, dict[str, Any]]:
-    """Returns name, name_low and name_high of each ratio of sums, by the first of its two names."""
-    figures: dict[Any, dict[str, Any]] = {}
-    if not ratios:
-        return figures
-    above, below = (np.stack(arrays, axis=1) for arrays in zip(*ratios.values(), strict=True))
-    low, high = bootstrap_ratios(above, below, seed=config.seed, draws=config.bootstrap_draws)
-    with np.errstate(invalid="ignore"):
-        values = above.sum(axis=0) / below.sum(axis=0)
-    for place, (owner, name) in enumerate(ratios):
-        figures.setdefault(owner, {}).update(
-            {
-                name: float(values[place]),
-                f"{name}_low": float(low[place]),
-                f"{name}_high": float(high[place]),
-            }
-        )
-    return figures
 
 
 def _first_key(selections: CacheReader) -> str | None:

@@ -31,6 +31,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.ranking_batches",
     "stages.hold_out",
     "stages.foreground_counts",
+    "stages.evaluation_rows",
 )
 """Besides the method, the rooms that all stages share; never one stage another."""
 ONLY_INSIDE_FUNCTIONS = (
