@@ -127,6 +127,7 @@ def _attention(
 ) -> Iterator[report.AttentionProfile]:
     """Yields the profiles of the teacher and of the ranker that selected, if its folder is given.
 
+    Where no ranker selected, the first one is as good as any.
     A ranker that is no plain vision transformer has none, and the summary says so.
     """
     if not gallery:
@@ -136,7 +137,7 @@ def _attention(
     wanted = selected.run.get("ranker_sha256")
     folders = [folder for folder in training if (folder / WEIGHTS).is_file()]
     for folder in folders:
-        if file_sha256(folder / WEIGHTS) == wanted:
+        if wanted is None or file_sha256(folder / WEIGHTS) == wanted:
             try:
                 yield report.attention_profile("Ranker", load_ranker(folder), photos)
             except RequestError as error:

@@ -25,9 +25,10 @@ from stages.options import check_ranges, option
 from stages.protocols import Annotations, Arrays, CacheReader, Sample
 from stages.records import kept_name, recorded_view
 
-RANKER, TEACHER, VARIANCE, RANDOM = "ranker", "teacher", "patch variance", "random"
-SOURCES = (RANKER, TEACHER, VARIANCE, RANDOM)
-"""Whose order the kept patches can be shown in."""
+RANKER, TEACHER, BASELINE = "ranker", "teacher", "baseline"
+VARIANCE, RANDOM = "patch variance", "random"
+SOURCES = (RANKER, TEACHER, BASELINE, VARIANCE, RANDOM)
+"""Whose order the kept patches can be shown in; `select` goes by one of the first three."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +63,8 @@ class GalleryImage:
     """(S, S, 3): an ordinary reconstruction from the other n - 1 patches"""
     difference: NDArray[np.float32]
     """(S, S): between the two reconstructions, mean over channels, in 8-bit levels"""
+    selected_by: str
+    """The source that `select` went by"""
     scores: Mapping[str, NDArray[np.float32]]
     """source -> (L,); the teacher's only if a cover cache has the image"""
     orders: Mapping[str, NDArray[np.int64]]
@@ -229,7 +232,9 @@ def _gallery_image(
         ratio: num_homogeneous(float(run["homogeneous"]), len(chosen))
         for ratio, chosen in kept.items()
     }
+    selected_by = str(run.get("source", RANKER))
     scores = _scores(arrays, row, teacher_maps.get(sample.key))
+    orders = _orders(config, sample.key, length, scores, selected_by, kept, homogeneous)
     return GalleryImage(
         key=sample.key,
         photo=pixels.permute(1, 2, 0).numpy(),
@@ -238,8 +243,9 @@ def _gallery_image(
         left_out=int(visible[0, best]),
         reconstruction_without=_picture(without),
         difference=_difference(whole, without),
+        selected_by=selected_by,
         scores=scores,
-        orders=_orders(config, sample.key, length, scores, kept, homogeneous),
+        orders=orders,
         kept=kept,
         num_homogeneous=homogeneous,
         foreground=(
@@ -251,13 +257,15 @@ def _gallery_image(
 def _scores(
     arrays: Arrays, row: int, teacher: NDArray[np.float32] | None
 ) -> dict[str, NDArray[np.float32]]:
-    """Selections that no ranker made need not have scores."""
-    scores = {
+    """Selections have the scores that they were made by, or none."""
+    stored = {source: f"{source}_score" for source in (RANKER, TEACHER, BASELINE)}
+    stored[VARIANCE] = "patch_variance"
+    scores = {} if teacher is None else {TEACHER: teacher}
+    return scores | {
         source: arrays[name][row].astype(np.float32)
-        for source, name in ((RANKER, "ranker_score"), (VARIANCE, "patch_variance"))
+        for source, name in stored.items()
         if name in arrays
     }
-    return scores if teacher is None else {**scores, TEACHER: teacher}
 
 
 def _orders(
@@ -265,6 +273,7 @@ def _orders(
     key: str,
     length: int,
     scores: Mapping[str, NDArray[np.float32]],
+    selected_by: str,
     kept: Mapping[float, NDArray[np.int64]],
     homogeneous: Mapping[float, int],
 ) -> dict[str, NDArray[np.int64]]:
@@ -277,7 +286,8 @@ def _orders(
     }
     best = [chosen[: len(chosen) - homogeneous[ratio]] for ratio, chosen in kept.items()]
     try:
-        orders[RANKER] = stored_order(scores.get(RANKER, np.zeros(length, np.float32)), best)
+        stored = scores.get(selected_by, np.zeros(length, np.float32))
+        orders[selected_by] = stored_order(stored, best)
     except RequestError as error:
         raise RequestError(
             f"image {key!r}: {error}; check the selections with `ltrp-pipeline verify --deep`"

@@ -71,6 +71,7 @@ def gallery_image(key: str, array: np.ndarray, box: tuple[int, int, int, int]) -
         left_out=int(visible[7]),
         reconstruction_without=without,
         difference=np.abs(rough.astype(np.float32) - without).mean(axis=2),
+        selected_by="ranker",
         scores=scores,
         orders=orders,
         kept=kept,

@@ -45,7 +45,7 @@ def small_report_inputs(folder: Path, photographs, mae) -> ReportInputs:
     save_ranker(ranker, folder / "ranker", extra)
     replace_text(folder / "ranker" / "curve.jsonl", CURVE)
     run_select(
-        SelectConfig(ranker=folder / "ranker"),
+        SelectConfig(ranker=str(folder / "ranker")),
         shards,
         folder / "selections",
         InProcessPool(),

@@ -22,7 +22,12 @@ _UNITS_READ = 16
 """Of the units, evenly spread: a cache of millions of images is described in seconds."""
 _EXAMPLES = 3
 _BINS = 48
-_SCORES = {"score": "pseudo-score", "ranker_score": "ranker score"}
+_SCORES = {
+    "score": "pseudo-score",
+    "ranker_score": "ranker score",
+    "teacher_score": "teacher score",
+    "baseline_score": "baseline score",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,12 +12,19 @@ from PIL import Image
 
 from ltrp_core.errors import RequestError
 from pipeline.plots import heat_map
-from stages.report import RANDOM, RANKER, SOURCES, TEACHER, VARIANCE, GalleryImage
+from stages.report import BASELINE, RANDOM, RANKER, SOURCES, TEACHER, VARIANCE, GalleryImage
 
-_LABELS = {RANKER: "Ranker", TEACHER: "Teacher", VARIANCE: "Variance", RANDOM: "Random"}
+_LABELS = {
+    RANKER: "Ranker",
+    TEACHER: "Teacher",
+    BASELINE: "Baseline",
+    VARIANCE: "Variance",
+    RANDOM: "Random",
+}
 _MAPS = {
     TEACHER: ("Teacher's scores", "teacher.png"),
     RANKER: ("Ranker's scores", "ranker.png"),
+    BASELINE: ("Baseline's scores", "baseline.png"),
     VARIANCE: ("Patch variance", "variance.png"),
 }
 _PICTURES = ("photo", "reconstruction", "reconstruction_without")
@@ -45,6 +52,8 @@ def check_gallery(gallery: Sequence[GalleryImage], grid: int) -> None:
 def gallery_context(gallery: Sequence[GalleryImage], grid: int, folder: Path) -> dict[str, Any]:
     """Writes the pictures into `folder`; returns what the template is filled with."""
     sources = [s for s in SOURCES if any(s in image.orders for image in gallery)]
+    # The page knows the one that selected by its place.
+    sources.sort(key=lambda source: source != gallery[0].selected_by)
     return {
         "cards": [_card(image, grid, folder, number) for number, image in enumerate(gallery)],
         "has_outlines": any(image.foreground is not None for image in gallery),
@@ -142,12 +151,18 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
                 else None,
             )
             for source, (caption, name) in _MAPS.items()
+            if source in image.scores or source != _other(image)
         ],
         "outline": outline,
         "num_visible": len(image.visible),
         "hidden": "".join(f"M{i % grid} {i // grid}h1v1h-1z" for i in hidden),
         "left_out": (image.left_out % grid, image.left_out // grid),
     }
+
+
+def _other(image: GalleryImage) -> str:
+    """Returns the map that has no place: the page is laid out for three."""
+    return RANKER if image.selected_by == BASELINE else BASELINE
 
 
 def _brightest(image: GalleryImage, grid: int) -> float:

@@ -9,7 +9,7 @@
   const sources = [...document.querySelectorAll("[name=source]")];
   const buttons = [...document.querySelectorAll("[data-stored]")];
   const cards = [...document.querySelectorAll("[data-card]")];
-  const RANKER = 0;
+  const SELECTING = 0;
 
   const squares = (patches) =>
     patches.map((i) => `M${i % shown.grid} ${Math.floor(i / shown.grid)}h1v1h-1z`).join("");
@@ -33,7 +33,7 @@
   function show() {
     const k = Number(slider.value);
     const source = sources.findIndex((input) => input.checked);
-    const number = source === RANKER ? shown.stored.findIndex((choice) => choice[0] === k) : -1;
+    const number = source === SELECTING ? shown.stored.findIndex((choice) => choice[0] === k) : -1;
     cards.forEach((card, i) => {
       const { orders, stored } = shown.cards[i];
       const kept = number >= 0 ? stored[number] : (orders[source] || []).slice(0, k);
@@ -60,7 +60,7 @@
   buttons.forEach((button, number) =>
     button.addEventListener("click", () => {
       slider.value = shown.stored[number][0];
-      sources[RANKER].checked = true;
+      sources[SELECTING].checked = true;
       show();
     }),
   );

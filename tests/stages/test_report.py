@@ -40,18 +40,23 @@ def test_selections_that_contradict_each_other_or_the_scores_are_refused(lists, 
 @pytest.fixture(scope="module")
 def gallery(photographs, small_mae, tmp_path_factory):
     made = small_report_inputs(tmp_path_factory.mktemp("made"), photographs, small_mae)
-    mae = MaskedAutoencoder(SMALL_MAE).eval()
-    samples = (sample for shard in made.shards for sample in read_samples(shard))
     selections = open_cache(made.selections)
-    config = ReportConfig(images=5, mask_ratio=0.75)
-    images = report.run(
-        config, samples, selections=selections, mae=mae, teacher_maps={}, annotations=None
+    return list(_images(selections, made.shards)), selections, made.shards
+
+
+def _images(selections, shards):
+    return report.run(
+        ReportConfig(images=5, mask_ratio=0.75),
+        (sample for shard in shards for sample in read_samples(shard)),
+        selections=selections,
+        mae=MaskedAutoencoder(SMALL_MAE).eval(),
+        teacher_maps={},
+        annotations=None,
     )
-    return list(images), selections
 
 
 def test_the_first_images_by_key_are_shown_with_their_selections(gallery) -> None:
-    images, selections = gallery
+    images, selections, _ = gallery
     stored = {}
     for unit in selections.units:
         arrays = selections.read(unit)
@@ -67,7 +72,7 @@ def test_the_first_images_by_key_are_shown_with_their_selections(gallery) -> Non
 
 
 def test_an_order_is_all_patches_and_random_ones_differ_by_image(gallery) -> None:
-    images, _ = gallery
+    images, _, _ = gallery
     for image in images:
         assert set(image.orders) == {"ranker", "patch variance", "random"}
         for order in image.orders.values():
@@ -99,3 +104,27 @@ def test_a_profile_is_the_mean_over_photos(gallery) -> None:
     np.testing.assert_allclose(whole.distances, np.mean(each, axis=0), rtol=1e-9)
     with pytest.raises(RequestError, match="takes images of 48 x 48 px"):
         attention_profile("Ranker", ranker, [np.zeros((64, 64, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("source", ["teacher", "baseline"])
+def test_what_selected_comes_first_whatever_it_was(gallery, source) -> None:
+    _, selections, shards = gallery
+
+    class Renamed:
+        """The same selections, as if another source of scores had made them."""
+
+        def __init__(self):
+            self.run = {**selections.run, "source": source}
+            self.units = selections.units
+
+        def read(self, unit, names=None):
+            arrays = selections.read(unit, names)
+            if "ranker_score" in arrays:
+                arrays[f"{source}_score"] = arrays.pop("ranker_score")
+            return arrays
+
+    images = list(_images(Renamed(), shards))
+    for image, before in zip(images, gallery[0], strict=True):
+        assert image.selected_by == source
+        assert RANKER not in image.orders
+        np.testing.assert_array_equal(image.orders[source], before.orders[RANKER])
