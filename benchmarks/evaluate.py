@@ -85,7 +85,7 @@ def write_annotations(path, keys, rng):
 
 def write_selections(path, keys, rng, per_unit):
     """Writes a cache of selections by random scores, as `select` would."""
-    fields = selection_fields(SelectConfig(ranker=Path("random"), keep_ratio=STORED), GRID**2)
+    fields = selection_fields(SelectConfig(ranker="random", keep_ratio=STORED), GRID**2)
     run = {"keep_ratio": STORED, "image_size": GRID * 16, "patch_size": 16, "store": "zarr"}
     cache = create_cache(path, "select", run)
     side = round(HEIGHT * 224 / 256)

@@ -20,6 +20,7 @@ standard deviation are all below 4: half a step is 2^-14, 0.36 % of one 8-bit le
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -77,17 +78,30 @@ def dpc_knn(points: Tensor, clusters: int, neighbors: int = 5) -> tuple[Tensor, 
     return found.assignment, found.centers
 
 
-@torch.no_grad()
 def find_clusters(points: Tensor, clusters: int, neighbors: int = 5) -> Clusters:
     """Returns what `dpc_knn` does, and the squared distance of every patch to its center."""
-    _check(points, clusters, neighbors)
+    return find_clusters_at(points, [clusters], neighbors)[0]
+
+
+@torch.no_grad()
+def find_clusters_at(points: Tensor, counts: Sequence[int], neighbors: int = 5) -> list[Clusters]:
+    """Returns `find_clusters` for each of several numbers of clusters, (B, L, C) points.
+
+    Distances, densities and the order of the centers do not depend on that number: found once, they
+    make every further number cheap.
+    """
+    for clusters in counts:
+        _check(points, clusters, neighbors)
     per_image = points.shape[1] ** 2
     chunk = max(1, _CHUNK_ELEMENTS.get(points.device.type, 2**20) // per_image)
-    parts = [_find_clusters(part, clusters, neighbors) for part in torch.split(points, chunk)]
-    return Clusters(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    parts = [_find_clusters(part, counts, neighbors) for part in torch.split(points, chunk)]
+    return [
+        Clusters(*(torch.cat(field) for field in zip(*of_count, strict=True)))
+        for of_count in zip(*parts, strict=True)
+    ]
 
 
-def _find_clusters(points: Tensor, clusters: int, neighbors: int) -> Clusters:
+def _find_clusters(points: Tensor, counts: Sequence[int], neighbors: int) -> list[Clusters]:
     steps, step = _quantize(points)
     distance2 = _squared_distances(steps)  # in steps², exact integers
     nearest2 = distance2.topk(neighbors, dim=2, largest=False, sorted=False).values.sum(dim=2)
@@ -96,14 +110,21 @@ def _find_clusters(points: Tensor, clusters: int, neighbors: int) -> Clusters:
     # The unit of delta is left out: it shifts all logarithms of an image alike.
     log_gamma = 0.5 * _log(_delta2(distance2, nearest2)) - mean2
     order = log_gamma.argsort(dim=1, descending=True, stable=True)
-    centers = order[:, :clusters]
+    found = []
+    for clusters in counts:
+        assignment, to_center2 = _assign(distance2, order[:, :clusters])
+        squared = to_center2 * step.square() / points.shape[2]
+        found.append(Clusters(assignment, order[:, :clusters], squared))
+    return found
 
-    images = torch.arange(len(points), device=points.device).unsqueeze(1)
+
+def _assign(distance2: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the cluster (B, L) of each patch, and its squared distance to that center."""
+    images = torch.arange(len(centers), device=centers.device).unsqueeze(1)
     assignment = distance2[images, centers].argmin(dim=1)  # argmin: the first of equals
-    own = torch.arange(clusters, device=points.device).expand_as(centers)
+    own = torch.arange(centers.shape[1], device=centers.device).expand_as(centers)
     assignment.scatter_(1, centers, own)
-    to_center2 = distance2.gather(2, centers.gather(1, assignment).unsqueeze(2)).squeeze(2)
-    return Clusters(assignment, centers, to_center2 * step.square() / points.shape[2])
+    return assignment, distance2.gather(2, centers.gather(1, assignment).unsqueeze(2)).squeeze(2)
 
 
 def _quantize(points: Tensor) -> tuple[Tensor, Tensor]:

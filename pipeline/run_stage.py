@@ -6,6 +6,7 @@ The commands and the demo both go through here, so a stage behaves the same howe
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.evaluation_table import write_tables
 from pipeline.image_stream import ShardImages
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
+from pipeline.selection_table import write_selection_table
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256
@@ -150,13 +152,23 @@ def run_select(
     progress: Progress,
     options: UnitOptions | None = None,
 ) -> Summary:
-    """Writes the selections of the shards into the cache `out`."""
+    """Writes the selections of the shards into the cache `out`, and the same as one table."""
     _check_device(config.device, pool)
-    weights = locate_ranker(config.ranker) / WEIGHTS
+    made_by: dict[str, Any] = {}
+    open_teacher = None
+    if config.ranker:
+        made_by = {"ranker_sha256": file_sha256(locate_ranker(config.ranker) / WEIGHTS)}
+    elif config.teacher:
+        teacher = open_cache(config.teacher)
+        made_by = {"teacher_run": teacher.run_id, "teacher_views": int(teacher.run.get("views", 0))}
+        open_teacher = functools.partial(open_cache, teacher.url)
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
     )
-    return select_patches.run(config, units=runner, ranker_sha256=file_sha256(weights))
+    summary = select_patches.run(config, units=runner, made_by=made_by, open_teacher=open_teacher)
+    if not summary.stopped:
+        write_selection_table(open_cache(out))
+    return summary
 
 
 def run_evaluate_patches(

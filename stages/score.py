@@ -39,7 +39,10 @@ class ScoreConfig:
         0, low=0, help="partitions a view; 0 = as many as cover every patch once"
     )
     sampler: Sampler = option("iid", help="iid (the paper's) or cover (every patch equally often)")
-    crop: Crop = option("train", help="train: random resized crop and flip; eval: centre crop")
+    crop: Crop = option(
+        "train",
+        help="train: random resized crop and flip; eval: centre crop; resize: all, squashed square",
+    )
     mask_ratio: float = option(0.9, help="share of masked patches (Tab. 1b)")
     phase: Phase = option("decoder", help="where a patch is removed (Tab. 1g)")
     metric: Metric = option("l1", help="distance between reconstructions (Tab. 1c)")

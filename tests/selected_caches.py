@@ -1,6 +1,5 @@
 """Caches of selections by random scores, written through the store without any model."""
 
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +33,7 @@ def selection_arrays(keys, seed):
 
 def write_selections(path, units, seed=0):
     """Writes a cache of selections; `units` is keys by unit name."""
-    fields = selection_fields(SelectConfig(ranker=Path("none"), keep_ratio=RATIOS), GRID**2)
+    fields = selection_fields(SelectConfig(ranker="none", keep_ratio=RATIOS), GRID**2)
     run = {"keep_ratio": RATIOS, "image_size": SIZE, "patch_size": PATCH, "store": "zarr"}
     cache = create_cache(path, "select", run | {"seed": seed})
     form = FORMS["zarr"]

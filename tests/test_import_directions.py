@@ -24,6 +24,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.protocols",
     "stages.options",
     "stages.records",
+    "stages.score_sources",
     "stages.devices",
     "stages.training",
     "stages.ranks",

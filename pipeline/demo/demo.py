@@ -147,7 +147,7 @@ class _Demo:
         return summary
 
     def select(self) -> Summary:
-        config = SelectConfig(ranker=self.out / "ranker")
+        config = SelectConfig(ranker=str(self.out / "ranker"))
         cache = self.out / "selections"
         return run_stage.run_select(config, self.shards, cache, self.pool, self.progress)
 

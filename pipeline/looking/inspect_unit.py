@@ -21,6 +21,9 @@ from stages.protocols import Arrays
 
 _SHOWN_KEYS = 8
 
+_SELECTED_BY = ("ranker_score", "teacher_score", "baseline_score")
+"""Arrays that `select` orders patches by, by its source."""
+
 
 def find_unit(cache: Cache, name: str) -> str:
     """Returns the unit that a name means: its own, its shard's, or a beginning that one unit has.
@@ -55,7 +58,7 @@ def describe_unit(cache: Cache, unit: str) -> str:
         kind = "string" if values.dtype == object else str(values.dtype)
         size = "" if values.dtype == object else f"  {values.nbytes} bytes"
         lines.append(f"  array    {name:16} {kind:8} {values.shape}{size}")
-    for name in ("score", "ranker_score"):
+    for name in ("score", *_SELECTED_BY):
         if name in arrays and arrays[name].size:
             lines.append(f"  {name:8} {_distribution(arrays[name])}")
     keys = arrays["key"].tolist()
@@ -82,8 +85,9 @@ def describe_sample(cache: Cache, unit: str, key: str) -> str:
         lines.append(f"  view {view}: {columns} x {rows} px at ({left}, {top}){flip}")
         if "score" in arrays:
             lines += _partitions(arrays, row, view, _grid(cache))
-    if "ranker_score" in arrays:
-        lines += _table(arrays["ranker_score"][row].astype(float), _grid(cache))
+    for name in _SELECTED_BY:
+        if name in arrays:
+            lines += _table(arrays[name][row].astype(float), _grid(cache))
     return "\n".join(lines)
 
 
