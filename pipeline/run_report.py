@@ -68,6 +68,8 @@ def run_report(
             f"{model.grid} x {model.grid}; pass the one the ranker learned from"
         )
     cover = open_cache(teacher) if teacher is not None else None
+    crop = str(selected.run.get("crop", "eval"))
+    teacher_maps = evaluate_patches.cover_maps(cover, grid, crop) if cover is not None else {}
     caches = [*(open_cache(path) for path in cache), *([cover] if cover else []), selected]
     curves = [_curve(folder) for folder in training]
     summary = Summary(stage="report", done=1)
@@ -79,7 +81,7 @@ def run_report(
             _samples(shards, selected, set(units.values())),
             selections=selected,
             mae=model,
-            teacher_maps=evaluate_patches.cover_maps(cover, grid) if cover is not None else {},
+            teacher_maps=teacher_maps,
             annotations=open_annotations(annotations) if annotations is not None else None,
         ):
             gallery.append(image)

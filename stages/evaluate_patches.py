@@ -145,7 +145,8 @@ def run(
     grid = int(selections.run["image_size"]) // int(selections.run["patch_size"])
     stored = [float(ratio) for ratio in selections.run["keep_ratio"]]
     keeps = {ratio: num_kept(ratio, grid**2) for ratio in config.keep_ratio or stored}
-    maps = cover_maps(teacher, grid) if teacher is not None else None
+    crop = str(selections.run.get("crop", "eval"))
+    maps = cover_maps(teacher, grid, crop) if teacher is not None else None
     found = _Found()
     summary = Summary(stage="evaluate patches", done=1)
     with _one_thread(), progress.task("evaluate", len(selections.units), "units") as bar:
@@ -167,6 +168,9 @@ def run(
     summary.n_ok = len(found.keys)
     if found.unannotated:
         summary.notes.append(f"left out {found.unannotated} selected image(s) without annotation")
+    if (made_by := str(selections.run.get("source", "ranker"))) != "ranker":
+        name = selections.run["baseline"] if made_by == "baseline" else "the teacher's scores"
+        summary.notes.append(f"{RANKER!r} stands for what `select` kept by {name}; no ranker did")
     if absent := [f"{ratio:g}" for ratio in keeps if ratio not in stored]:
         summary.notes.append(
             f"at keep ratio {', '.join(absent)} there is no {RANKER!r}, only {TOP_K!r}: `select` "
@@ -176,17 +180,29 @@ def run(
     return evaluation, summary
 
 
-def cover_maps(teacher: CacheReader, grid: int) -> dict[str, NDArray[np.float32]]:
+def cover_maps(
+    teacher: CacheReader, grid: int, crop: str = "eval"
+) -> dict[str, NDArray[np.float32]]:
     """Returns the teacher's mean pseudo-score of every patch (L,), by key.
 
+    Args:
+        teacher: a cache of `score --sampler cover`.
+        grid: g of the selections.
+        crop: what their views are; random ones (`train`) are not the teacher's.
+
     Raises:
-        RequestError: the cache is not of evaluation views that cover every patch, or of this grid.
+        RequestError: the cache is not of such views that cover every patch, or of this grid.
     """
     run = teacher.run
-    if run.get("crop") != "eval" or run["image_size"] // run["patch_size"] != grid:
+    if crop == "train":
+        raise RequestError(
+            "the selections are of random views (--crop train), which a teacher has not scored; "
+            "select with --crop eval or resize, or leave the teacher out"
+        )
+    if run.get("crop") != crop or run["image_size"] // run["patch_size"] != grid:
         raise RequestError(
             f"the teacher's cache must hold evaluation views of a {grid} x {grid} grid; score with "
-            "--crop eval --sampler cover"
+            f"--crop {crop} --sampler cover"
         )
     maps: dict[str, NDArray[np.float32]] = {}
     for unit in teacher.units:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import one_line_error, run
+from PIL import Image
 
 from ltrp_core.rankers import create_ranker, save_ranker
 from ltrp_core.selection import num_kept, select_patches
@@ -118,6 +119,35 @@ def test_a_run_in_two_parts_equals_one(shards, tmp_path):
     (tmp_path / "parts" / "selections.parquet").write_bytes(b"not a table")
     select(shards, tmp_path / "parts", *BASELINE)
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "once")
+
+
+@pytest.mark.parametrize("source", ["baseline", "teacher"])
+def test_selections_of_any_source_are_evaluated_and_shown(shards, small_mae, tmp_path, source):
+    run("score", "--shards", shards, "--mae", small_mae, "--out", tmp_path / "c", "--crop",
+        "resize", "--views", 1, "--sampler", "cover", "--mask-ratio", 0.75)  # fmt: skip
+    options = BASELINE if source == "baseline" else ("--teacher", tmp_path / "c")
+    select(shards, tmp_path / "s", *options, "--crop", "resize")
+    (tmp_path / "masks").mkdir()
+    for subject in ("astronaut", "cat", "coffee"):
+        for number in range(4):
+            mask = np.zeros((150, 180), np.uint8)
+            mask[30:90, 60:140] = 255
+            Image.fromarray(mask).save(tmp_path / "masks" / f"{subject}_{number}.png")
+    table, err = run("evaluate", "patches", "--selections", tmp_path / "s", "--annotations",
+                     tmp_path / "masks", "--teacher", tmp_path / "c",
+                     "--out", tmp_path / "e")  # fmt: skip
+    name = "center" if source == "baseline" else "the teacher's scores"
+    assert f"what `select` kept by {name}; no ranker did" in " ".join((table + err).split())
+    run("report", "--selections", tmp_path / "s", "--shards", shards, "--mae", small_mae,
+        "--teacher", tmp_path / "c", "--evaluation", tmp_path / "e",
+        "--out", tmp_path / "report")  # fmt: skip
+    assert (tmp_path / "report" / "index.html").stat().st_size > 0
+
+    select(shards, tmp_path / "other", *BASELINE)
+    complaint = one_line_error("evaluate", "patches", "--selections", tmp_path / "other",
+        "--annotations", tmp_path / "masks", "--teacher", tmp_path / "c",
+        "--out", tmp_path / "e2")  # fmt: skip
+    assert "score with --crop eval --sampler cover" in complaint
 
 
 def test_another_source_is_another_run(shards, ranker_folder, tmp_path):
