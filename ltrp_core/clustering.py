@@ -35,6 +35,8 @@ _LARGEST, _SMALLEST = 2.0**100, 2.0**-100
 """Sizes between which step² neither overflows nor vanishes; smaller images count as constant 0."""
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 """Elements of (B, L, L) at a time: in cache on a CPU, a quarter of a GiB per matrix on a GPU."""
+_BLOCK = 256
+"""Rows of the Gram matrix at a time: with four blocks 3/8 of the products need not be made."""
 
 
 class Clusters(NamedTuple):
@@ -141,8 +143,14 @@ def _quantize(points: Tensor) -> tuple[Tensor, Tensor]:
 def _squared_distances(steps: Tensor) -> Tensor:
     """Returns ||a - b||² (B, L, L) of integer points (B, L, C): exact, see the file's docstring."""
     norm2 = steps.square().sum(dim=2)
-    sums = norm2.unsqueeze(2) + norm2.unsqueeze(1)
-    return sums.baddbmm_(steps, steps.transpose(1, 2), alpha=-2.0)
+    distance2 = norm2.unsqueeze(2) + norm2.unsqueeze(1)
+    for start in range(0, steps.shape[1], _BLOCK):
+        end = start + _BLOCK
+        # From the diagonal on; as every number is exact, the rest is the mirror image to the bit.
+        rows = distance2[:, start:end, start:]
+        rows.baddbmm_(steps[:, start:end], steps[:, start:].transpose(1, 2), alpha=-2.0)
+        distance2[:, end:, start:end] = distance2[:, start:end, end:].transpose(1, 2)
+    return distance2
 
 
 def _delta2(distance2: Tensor, nearest2: Tensor) -> Tensor:
