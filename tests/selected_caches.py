@@ -1,6 +1,5 @@
 """Caches of selections by random scores, written through the store without any model."""
 
-
 import numpy as np
 
 from ltrp_core.selection import num_kept
