@@ -24,6 +24,7 @@ COMMANDS = {
     "select": ("pipeline.commands.run:select", "Write the top-k patches of every image."),
     "evaluate": ("pipeline.commands.evaluations:evaluate", "Measure selections and scores."),
     "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
+    "run": ("pipeline.commands.whole_runs:run", "Run all stages of a YAML file."),
     "export": ("pipeline.commands.exports:export", "Write a ranker for other runtimes."),
     "push-to-hub": (
         "pipeline.commands.exports:push_to_hub",
