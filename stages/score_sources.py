@@ -17,7 +17,7 @@ from ltrp_core.ranker_models import Ranker
 from ltrp_core.rankers import load_ranker
 from ltrp_core.repeatability import mean_map
 from ltrp_core.selector import rank_images
-from ltrp_core.views import Crop, View, make_view
+from ltrp_core.views import Crop, View, check_size, make_view
 from stages.protocols import Arrays, CacheReader, Sample
 from stages.records import recorded_view
 
@@ -95,7 +95,7 @@ class RankerSource:
 
     def prepare(self, sample: Sample) -> tuple[View, KnownMap]:
         """Returns the view that the crop makes."""
-        return _view(sample, self.crop, self.seed), None
+        return _view(sample, self.crop, self.seed, self.geometry.image_size), None
 
     def scores(self, keys: Sequence[str], known: Sequence[KnownMap], images: Tensor) -> Tensor:
         """Returns the ranker scores, each as if its image had been alone."""
@@ -113,7 +113,7 @@ class BaselineSource:
 
     def prepare(self, sample: Sample) -> tuple[View, KnownMap]:
         """Returns the view that the crop makes."""
-        return _view(sample, self.crop, self.seed), None
+        return _view(sample, self.crop, self.seed, self.geometry.image_size), None
 
     def scores(self, keys: Sequence[str], known: Sequence[KnownMap], images: Tensor) -> Tensor:
         """Returns the baseline's scores; `random` is the first draw."""
@@ -217,6 +217,8 @@ def _read_maps(teacher: CacheReader, unit: str, length: int) -> Arrays:
     return {**arrays, "map": means}
 
 
-def _view(sample: Sample, crop: Crop, seed: int) -> View:
+def _view(sample: Sample, crop: Crop, seed: int, size: int) -> View:
     height, width = sample.image.shape[:2]
-    return make_view(crop, sample.key, 0, height, width, seed)
+    view = make_view(crop, sample.key, 0, height, width, seed)
+    check_size(crop, sample.key, view, size)
+    return view

@@ -54,8 +54,8 @@ class SelectConfig:
     )
     crop: Crop = option(
         "eval",
-        help="eval: centre crop; resize: the whole image, squashed square; train: random resized "
-        "crop and flip. With --teacher: as it was scored",
+        help="eval: centre crop; resize: the whole image, squashed square; none: the image is of "
+        "the view's size already; train: random resized crop and flip. With --teacher: as scored",
     )
     image_size: int = option(
         0, low=0, help="side of the view in px; 0: the model's. Positions are interpolated"

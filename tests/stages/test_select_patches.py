@@ -1,5 +1,6 @@
 """The stage `select` on decoded images: every source, every view, any batch size."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -78,6 +79,19 @@ def test_resize_sees_the_whole_image_squashed(ranker_folder, samples):
     assert arrays["kept_0.5"][0].tolist() == (
         LTRPSelector(load_ranker(ranker_folder))(pixels, 0.5)[0].tolist()
     )
+
+
+def test_without_a_crop_the_pixels_are_the_images_own(ranker_folder, samples):
+    side = GRID * PATCH
+    square = dataclasses.replace(samples[0], image=samples[0].image[:side, :side].copy())
+    arrays = selected([square], ranker=ranker_folder, crop="none", keep_ratio=(0.5,))
+    pixels = torch.from_numpy(square.image).permute(2, 0, 1)
+    assert arrays["kept_0.5"][0].tolist() == (
+        LTRPSelector(load_ranker(ranker_folder))(normalize(pixels)[None], 0.5)[0].tolist()
+    )
+    assert arrays["crop"][0, 0].tolist() == [0, 0, side, side]
+    with pytest.raises(RequestError, match=rf"{samples[0].key}' is 180 x 150 px, and --crop none"):
+        selected(samples[:2], ranker=ranker_folder, crop="none")
 
 
 def test_a_ranker_selects_on_another_image_size(ranker_folder, samples):
