@@ -13,3 +13,21 @@ Shape legend, used in every docstring of this project. Round brackets, dtype fir
 Words, one meaning each: *visible* = given to the masked autoencoder; *kept* = chosen by selection;
 *score* = the autoencoder's pseudo-score, *ranker score* = predicted; higher = matters more, always.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltrp_core.selector import LTRPSelector, SelectedPatches
+
+__all__ = ["LTRPSelector", "SelectedPatches"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public classes when they are asked for: `--help` does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ltrp_core import selector
+
+    return getattr(selector, name)

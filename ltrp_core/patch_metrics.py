@@ -18,6 +18,9 @@ from torch import Tensor
 from ltrp_core.errors import RequestError
 from ltrp_core.seeding import random_bits
 
+_WEIGHTS_AT_ONCE = 8_000_000
+"""Weights of resamples held at a time: 64 MB."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PatchCoverage:
@@ -137,6 +140,53 @@ def agreement(kept: Tensor, coverage: PatchCoverage) -> PatchAgreement:
     )
 
 
+def nested_agreement(
+    order: Tensor, coverage: PatchCoverage, keeps: Sequence[int]
+) -> list[PatchAgreement]:
+    """Returns the agreement of the first k patches of an order, one for every k of `keeps`.
+
+    What `agreement(order[:, :k], coverage)` returns, for many k at the price of one.
+
+    Args:
+        order: int64 (B, L), all patches of each image, best first, on the device of `coverage`.
+        coverage: of the same B images.
+        keeps: the k, each from 1 to L.
+
+    Raises:
+        RequestError: `order` is no permutation of the patches, or a k is out of range.
+
+    >>> boxes = torch.tensor([[[True, True, False, False], [True, False, False, False]]])
+    >>> both = nested_agreement(torch.tensor([[1, 0]]), coverage(boxes, None, 2), [1, 2])
+    >>> [found.recall.tolist() for found in both]
+    [[0.0], [1.0]]
+    """
+    length = coverage.valid_pixels.shape[1]
+    if any(not 1 <= keep <= length for keep in keeps):
+        raise RequestError(f"every k must be from 1 to L = {length}; got {list(keeps)}.")
+    if order.shape != coverage.valid_pixels.shape or order.dtype != torch.int64:
+        raise RequestError(
+            f"order must be int64 {tuple(coverage.valid_pixels.shape)}, all patches of each image; "
+            f"got {order.dtype} {tuple(order.shape)}. Pass top_patches(scores, L)."
+        )
+    in_range = bool(((order >= 0) & (order < length)).all())
+    is_named = torch.zeros_like(order, dtype=torch.bool)
+    if not in_range or not bool(is_named.scatter_(1, order, True).all()):
+        raise RequestError(
+            f"order must hold each index from 0 to {length - 1} once an image. "
+            "Pass top_patches(scores, L)."
+        )
+    last = torch.tensor(keeps, dtype=torch.int64, device=order.device) - 1
+    intersection, kept_pixels = (
+        pixels.gather(1, order).cumsum(dim=1)[:, last].unbind(dim=1)
+        for pixels in (coverage.foreground_pixels, coverage.valid_pixels)
+    )
+    foreground = coverage.foreground_pixels.sum(dim=1)
+    return [
+        PatchAgreement(intersection=both, kept_pixels=kept, foreground=foreground)
+        for both, kept in zip(intersection, kept_pixels, strict=True)
+    ]
+
+
 def concatenate(agreements: Sequence[PatchAgreement]) -> PatchAgreement:
     """Returns one agreement of all images, in order, for instance of the batches of a data set.
 
@@ -195,11 +245,7 @@ def bootstrap_interval(
     Raises:
         RequestError: wrong shape, infinite values, draws or level out of range.
     """
-    if draws < 1 or not 0.0 < level < 1.0:
-        raise RequestError(
-            f"draws must be >= 1 and level within (0, 1); got {draws} and {level}. "
-            "Try 1000 and 0.95."
-        )
+    _check_bootstrap(draws, level)
     defined = _one_a_image(values)
     defined = defined[~np.isnan(defined)]
     count = len(defined)
@@ -207,11 +253,58 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     means = np.empty(draws)
     for draw in range(draws):
-        bits = random_bits(count, seed=seed, key="", purpose=f"bootstrap:{draw}")
-        # The top 32 bits scaled to 0 .. N-1: no value is favored by more than N / 2^32.
-        means[draw] = defined[((bits >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)].mean()
+        means[draw] = defined[_resample(count, seed, draw)].mean()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_ratios(
+    numerators: NDArray[np.float64],
+    denominators: NDArray[np.float64] | None = None,
+    *,
+    seed: int,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the bootstrap intervals (low (M,), high (M,)) of M ratios of sums over N images.
+
+    The resamples are those of `bootstrap_interval`, so a column with denominators of 1 has its
+    interval, and all M together cost little more than one. A mean over the images that define a
+    measure has the measure, or 0, above and 1, or 0, below; a pooled measure has its counts.
+
+    Args:
+        numerators: (N, M), finite.
+        denominators: (N, M), finite and >= 0. None: 1 everywhere, the mean over all images.
+        seed: see `bootstrap_interval`, like `draws` and `level`.
+
+    Returns:
+        nan for a column that is 0 / 0 in a resample, and without images.
+
+    Raises:
+        RequestError: wrong shapes, infinite or undefined values, draws or level out of range.
+    """
+    _check_bootstrap(draws, level)
+    arrays = [numerators] if denominators is None else [numerators, denominators]
+    if any(a.ndim != 2 or a.shape != numerators.shape or not np.isfinite(a).all() for a in arrays):
+        raise RequestError(
+            "numerators and denominators must be finite (N, M), one row an image; got shapes "
+            f"{[a.shape for a in arrays]}. Put 0 in both where a measure is undefined."
+        )
+    count, columns = numerators.shape
+    ratios = np.full((draws, columns), np.nan)
+    step = max(1, _WEIGHTS_AT_ONCE // max(count, 1))
+    for start in range(0, draws if count else 0, step):
+        stop = min(start + step, draws)
+        # How often each image was drawn: the sums over all resamples are one product of matrices.
+        weights = np.stack(
+            [np.bincount(_resample(count, seed, d), minlength=count) for d in range(start, stop)]
+        ).astype(np.float64)
+        sums = weights @ numerators
+        below = count if denominators is None else weights @ denominators
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios[start:stop] = sums / below
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def paired_bootstrap(
@@ -242,6 +335,21 @@ def paired_bootstrap(
             "Evaluate both selections on one set."
         )
     return bootstrap_interval(first - second, seed=seed, draws=draws, level=level)
+
+
+def _resample(count: int, seed: int, draw: int) -> NDArray[np.int64]:
+    """Returns the images (count,) of resample `draw`, drawn with replacement."""
+    bits = random_bits(count, seed=seed, key="", purpose=f"bootstrap:{draw}")
+    # The top 32 bits scaled to 0 .. N-1: no image is favored by more than N / 2^32.
+    return (((bits >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+
+
+def _check_bootstrap(draws: int, level: float) -> None:
+    if draws < 1 or not 0.0 < level < 1.0:
+        raise RequestError(
+            f"draws must be >= 1 and level within (0, 1); got {draws} and {level}. "
+            "Try 1000 and 0.95."
+        )
 
 
 def _count(is_counted: Tensor, patch_size: int) -> Tensor:

@@ -7,11 +7,12 @@ that stand for the largest clusters. Always exactly k distinct indices, the same
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ltrp_core.clustering import Clusters, find_clusters
+from ltrp_core.clustering import Clusters, find_clusters_at
 from ltrp_core.errors import RequestError
 
 _NEIGHBORS = 5
@@ -35,6 +36,17 @@ def num_kept(keep_ratio: float, length: int) -> int:
             f"{length}. Choose a ratio within (0, 1]."
         )
     return keep
+
+
+def num_homogeneous(homogeneous: float, keep: int) -> int:
+    """Returns h = floor(homogeneous * k + 0.5): how many of k kept patches stand for regions.
+
+    The last h of what `select_patches` returns.
+
+    >>> num_homogeneous(0.2, 49)
+    10
+    """
+    return _round_half_up(homogeneous * keep)
 
 
 def top_patches(scores: Tensor, keep: int) -> Tensor:
@@ -85,21 +97,42 @@ def select_patches(
     >>> select_patches(scores, 3, patches=pixels, homogeneous=0.4).tolist()
     [[0, 1, 3]]
     """
-    _check_scores(scores, keep)
+    return select_patches_at(scores, [keep], patches=patches, homogeneous=homogeneous)[0]
+
+
+@torch.no_grad()
+def select_patches_at(
+    scores: Tensor,
+    keeps: Sequence[int],
+    *,
+    patches: Tensor | None = None,
+    homogeneous: float = 0.2,
+) -> list[Tensor]:
+    """Returns `select_patches` for each of several k, with the distances of the patches found once.
+
+    Raises:
+        RequestError: as `select_patches` does.
+    """
+    for keep in keeps:
+        _check_scores(scores, keep)
     if not 0.0 <= homogeneous <= 1.0:
         raise RequestError(
             f"homogeneous must be a share from 0 to 1; got {homogeneous}. The paper's is 0.2."
         )
     best_first = _by_score(scores)
-    num_homogeneous = _round_half_up(homogeneous * keep)
     if patches is None:
-        return best_first[:, :keep]
+        return [best_first[:, :keep] for keep in keeps]
     _check_patches(patches, scores)
-    if num_homogeneous == 0:
-        return best_first[:, :keep]
-    best = best_first[:, : keep - num_homogeneous]
-    clusters = find_clusters(patches, keep, min(_NEIGHBORS, scores.shape[1]))
-    return torch.cat([best, _representatives(clusters, best, num_homogeneous)], dim=1)
+    counts = {keep: num_homogeneous(homogeneous, keep) for keep in keeps}
+    clustered = [keep for keep, count in counts.items() if count]
+    kept = {keep: best_first[:, : keep - count] for keep, count in counts.items()}
+    if clustered:
+        neighbors = min(_NEIGHBORS, scores.shape[1])
+        found = find_clusters_at(patches, clustered, neighbors)
+        for keep, clusters in zip(clustered, found, strict=True):
+            others = _representatives(clusters, kept[keep], counts[keep])
+            kept[keep] = torch.cat([kept[keep], others], dim=1)
+    return [kept[keep] for keep in keeps]
 
 
 def _representatives(clusters: Clusters, taken: Tensor, count: int) -> Tensor:

@@ -20,8 +20,8 @@ from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.seeding import random_uniform
 
-Crop = Literal["train", "eval"]
-CROPS = ("train", "eval")
+Crop = Literal["train", "eval", "resize", "none"]
+CROPS = ("train", "eval", "resize", "none")
 
 _SCALE = (0.2, 1.0)
 _RATIO = (3 / 4, 4 / 3)
@@ -46,7 +46,9 @@ def make_view(crop: Crop, key: str, number: int, height: int, width: int, seed: 
 
     Method: `train` is torchvision's random resized crop (scale 0.2-1, ratio 3/4-4/3, ten tries,
     then the largest allowed centre crop) and a flip with p = 0.5. `eval` is the centre crop of
-    224/256 of the short side, the same for every number.
+    224/256 of the short side, `resize` the whole image (its aspect is lost when it is rendered
+    square), `none` the whole image too, which must have the model's size: see `check_size`. These
+    are the same for every number.
 
     Raises:
         RequestError: unknown crop, or an image without pixels.
@@ -55,6 +57,8 @@ def make_view(crop: Crop, key: str, number: int, height: int, width: int, seed: 
         raise unknown_name("crop", crop, CROPS)
     if height < 1 or width < 1:
         raise RequestError(f"image {key!r} has no pixels: {width} x {height}")
+    if crop in ("resize", "none"):
+        return View(top=0, left=0, height=height, width=width)
     if crop == "eval":
         side = max(1, round(min(height, width) * _EVAL_SHARE))
         return _centered(height, width, side, side)
@@ -72,6 +76,19 @@ def make_view(crop: Crop, key: str, number: int, height: int, width: int, seed: 
     h = min(height, max(1, round(width / _RATIO[0])))
     box = _centered(height, width, h, w)
     return View(top=box.top, left=box.left, height=h, width=w, flip=flip)
+
+
+def check_size(crop: Crop, key: str, view: View, size: int) -> None:
+    """Checks that a view of crop `none` needs no resampling: its pixels are the image's own.
+
+    Raises:
+        RequestError: it is not `size` x `size` px; the message names the image.
+    """
+    if crop == "none" and (view.height, view.width) != (size, size):
+        raise RequestError(
+            f"image {key!r} is {view.width} x {view.height} px, and --crop none wants {size} x "
+            f"{size}; pass --crop eval or resize (or make the images that size)"
+        )
 
 
 def _centered(height: int, width: int, h: int, w: int) -> View:

@@ -22,8 +22,9 @@ COMMANDS = {
     "score": ("pipeline.commands.run:score", "Score patches into a cache."),
     "train-ranker": ("pipeline.commands.run:train_ranker", "Train a ranker from a cache."),
     "select": ("pipeline.commands.run:select", "Write the top-k patches of every image."),
-    "evaluate": ("pipeline.commands.run:evaluate", "Compare selections with annotations."),
+    "evaluate": ("pipeline.commands.evaluations:evaluate", "Measure selections and scores."),
     "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
+    "run": ("pipeline.commands.whole_runs:run", "Run all stages of a YAML file."),
     "export": ("pipeline.commands.exports:export", "Write a ranker for other runtimes."),
     "push-to-hub": (
         "pipeline.commands.exports:push_to_hub",

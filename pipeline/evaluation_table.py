@@ -1,4 +1,4 @@
-"""The evaluation as a table: text for the terminal, Markdown, CSV and Parquet for the rest."""
+"""The evaluation as tables: text for the terminal, Markdown, CSV and Parquet for the rest."""
 
 from __future__ import annotations
 
@@ -7,67 +7,209 @@ import dataclasses
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltrp_core.errors import RequestError
 from pipeline.store.receipts import replace_text
-from stages.evaluate_patches import EvaluationRow
+from stages.evaluate_patches import (
+    IMAGE_COLUMNS,
+    MEASURES,
+    RANKER,
+    DifferenceRow,
+    Evaluation,
+    EvaluationRow,
+)
 
-_COLUMNS = ("keep ratio", "source", "precision", "95 % interval", "recall", "F1", "IoU")
+_TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
+_INTERVALS = "[ ]: 95 % bootstrap intervals over images"
 
 
 def format_table(rows: Sequence[EvaluationRow]) -> str:
-    """Returns the table as aligned text, one block a keep ratio."""
-    cells = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
+    """Returns the means over images as aligned text, one block a group and keep ratio."""
+    return "\n".join(
+        line
+        for group in _groups(rows)
+        for line in (_title(group), *_aligned(_mean_cells(group)), _INTERVALS)
+    )
+
+
+def format_differences(rows: Sequence[DifferenceRow]) -> str:
+    """Returns the paired differences as aligned text, one block a group and keep ratio.
+
+    Those of the ranker's top-k alone only where its selection is not stored; the files have all.
+    """
+    return "\n".join(
+        line
+        for group in _groups(rows)
+        for line in (_difference_title(group), *_aligned(_difference_cells(group)), _INTERVALS)
+    )
+
+
+def write_tables(folder: Path, evaluation: Evaluation) -> None:
+    """Writes the tables of an evaluation into `folder`, made if missing.
+
+    `evaluation` (one row a group of categories, keep ratio and source), `evaluation_differences`
+    (the ranker minus references, image by image) as .csv and .parquet, both together as
+    `evaluation.txt` and `.md`, and `evaluation_images.parquet` (the same, of every image).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, differences = evaluation.rows, evaluation.differences
+    text = [format_table(rows)]
+    if differences:
+        text.append(format_differences(differences))
+    replace_text(folder / "evaluation.txt", "\n\n".join(text) + "\n")
+    replace_text(folder / "evaluation.md", _markdown_page(rows, differences))
+    for name, table in (("evaluation", rows), ("evaluation_differences", differences)):
+        _write_csv(folder / f"{name}.csv", table)
+        _write_parquet(
+            folder / f"{name}.parquet",
+            pa.Table.from_pylist([dataclasses.asdict(row) for row in table]),
+        )
+    _write_parquet(folder / "evaluation_images.parquet", _images(evaluation))
+
+
+def read_rows(folder: Path, categories: str | None = None) -> list[EvaluationRow]:
+    """Returns the rows of one group of categories that `write_tables` wrote into `folder`.
+
+    Args:
+        folder: `--out` of `evaluate patches`.
+        categories: the group; None: the first that was evaluated, `all` if it was.
+
+    Raises:
+        RequestError: that group was not evaluated.
+    """
+    table = pq.read_table(folder / "evaluation.parquet", page_checksum_verification=True)
+    rows = [EvaluationRow(**values) for values in table.to_pylist()]
+    groups = list(dict.fromkeys(row.categories for row in rows))
+    if categories is not None and categories not in groups:
+        raise RequestError(f"{folder} holds {', '.join(groups)}, not {categories}")
+    return [row for row in rows if row.categories == (categories or groups[0])]
+
+
+def read_groups(folder: Path) -> list[str]:
+    """Returns the groups of categories that were evaluated into `folder`, in their order."""
+    table = pq.read_table(folder / "evaluation.parquet", columns=["categories"])
+    return list(dict.fromkeys(table["categories"].to_pylist()))
+
+
+def _images(evaluation: Evaluation) -> pa.Table:
+    """Returns one row an image, group, source and keep ratio; names are dictionary-encoded."""
+    names = list(evaluation.images)
+    count = len(evaluation.keys)
+    values = np.concatenate(list(evaluation.images.values()))
+
+    def repeated(of_table: list[Any]) -> pa.Array:
+        distinct = list(dict.fromkeys(of_table))
+        places = np.repeat([distinct.index(one) for one in of_table], count).astype(np.int32)
+        return pa.DictionaryArray.from_arrays(places, pa.array(distinct))
+
+    keys = np.tile(np.arange(count, dtype=np.int32), len(names))
+    columns = {
+        "key": pa.DictionaryArray.from_arrays(keys, pa.array(evaluation.keys, pa.string())),
+        "categories": repeated([group for group, _, _ in names]),
+        "source": repeated([source for _, source, _ in names]),
+        "keep_ratio": pa.array(np.repeat([ratio for _, _, ratio in names], count)),
+    }
+    return pa.table(columns | {name: values[:, i] for i, name in enumerate(IMAGE_COLUMNS)})
+
+
+def _groups(rows: Sequence[Any]) -> list[list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(row.categories, []).append(row)
+    return list(groups.values())
+
+
+def _title(rows: Sequence[EvaluationRow]) -> str:
+    return f"{rows[0].categories} categories: mean over {rows[0].num_images} images with foreground"
+
+
+def _difference_title(rows: Sequence[DifferenceRow]) -> str:
+    return f"{rows[0].categories} categories: ranker minus each reference, image by image"
+
+
+def _mean_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
+    header = ("kept", "source", *(_TITLES[name] for name in MEASURES))
+    return [header, *((f"{row.keep_ratio:g}", row.source, *_figures(row)) for row in rows)]
+
+
+def _pooled_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
+    header = ("kept", "source", *(f"pooled {_TITLES[name]}" for name in MEASURES))
+    return [
+        header,
+        *((f"{row.keep_ratio:g}", row.source, *_figures(row, prefix="pooled_")) for row in rows),
+    ]
+
+
+def _difference_cells(rows: Sequence[DifferenceRow]) -> list[tuple[str, ...]]:
+    """Returns the differences of the ranker, or of its top-k alone where that is all there is."""
+    header = ("kept", "minus", *(_TITLES[name] for name in MEASURES))
+    stored = {row.keep_ratio for row in rows if row.source == RANKER}
+    lines = [
+        (
+            f"{row.keep_ratio:g}",
+            row.reference + ("" if row.source == RANKER else " (top-k only)"),
+            *_figures(row, sign="+"),
+        )
+        for row in rows
+        if row.source == RANKER or row.keep_ratio not in stored
+    ]
+    return [header, *lines]
+
+
+def _figures(row: Any, prefix: str = "", sign: str = "") -> list[str]:
+    """Returns `0.412 [.398 .431]` of each measure."""
+    cells = []
+    for name in MEASURES:
+        value, low, high = (getattr(row, f"{prefix}{name}{end}") for end in ("", "_low", "_high"))
+        ends = " ".join(f"{end:{sign}.3f}".replace("0.", ".", 1) for end in (low, high))
+        cells.append(f"{value:{sign}.3f} [{ends}]")
+    return cells
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Returns lines of equal columns, a rule where the first cell changes."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines, previous = [], ""
     for line in cells:
         if previous and line[0] != previous:
             lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
         previous = line[0]
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-    images = rows[0].num_images
-    return "\n".join(
-        [f"mean over {images} images with foreground", *(line.rstrip() for line in lines)]
-    )
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
-def write_tables(folder: Path, rows: Sequence[EvaluationRow]) -> None:
-    """Writes `evaluation.txt`, `.md`, `.csv` and `.parquet` into `folder`, made if missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = [dataclasses.asdict(row) for row in rows]
-    replace_text(folder / "evaluation.txt", format_table(rows) + "\n")
-    replace_text(folder / "evaluation.md", _markdown([_COLUMNS, *(_cells(row) for row in rows)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(values[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(values)
-    replace_text(folder / "evaluation.csv", text.getvalue())
-    temporary = folder / ".evaluation.parquet"
-    pq.write_table(pa.Table.from_pylist(values), temporary, write_page_checksum=True)
-    temporary.replace(folder / "evaluation.parquet")
-
-
-def read_rows(folder: Path) -> list[EvaluationRow]:
-    """Returns the rows that `write_tables` wrote into `folder`."""
-    table = pq.read_table(folder / "evaluation.parquet", page_checksum_verification=True)
-    return [EvaluationRow(**values) for values in table.to_pylist()]
-
-
-def _cells(row: EvaluationRow) -> tuple[str, ...]:
-    return (
-        f"{row.keep_ratio:g}",
-        row.source,
-        f"{row.precision:.3f}",
-        f"{row.precision_low:.3f} - {row.precision_high:.3f}",
-        f"{row.recall:.3f}",
-        f"{row.f1:.3f}",
-        f"{row.iou:.3f}",
-    )
+def _markdown_page(rows: Sequence[EvaluationRow], differences: Sequence[DifferenceRow]) -> str:
+    parts = []
+    for group in _groups(rows):
+        parts += [f"{_title(group)} {_INTERVALS}", _markdown(_mean_cells(group))]
+        parts += ["Pooled over the same images", _markdown(_pooled_cells(group))]
+    for group in _groups(differences):
+        parts += [_difference_title(group), _markdown(_difference_cells(group))]
+    return "\n\n".join(parts) + "\n"
 
 
 def _markdown(cells: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(line) + " |" for line in cells]
-    lines.insert(1, "|" + " --- |" * len(_COLUMNS))
-    return "\n".join(lines) + "\n"
+    lines.insert(1, "|" + " --- |" * (lines[0].count(" | ") + 1))
+    return "\n".join(lines)
+
+
+def _write_csv(path: Path, rows: Sequence[EvaluationRow] | Sequence[DifferenceRow]) -> None:
+    text = io.StringIO()
+    names = [field.name for field in dataclasses.fields(rows[0])] if rows else []
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    replace_text(path, text.getvalue())
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}")
+    pq.write_table(table, temporary, write_page_checksum=True)
+    temporary.replace(path)

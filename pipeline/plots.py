@@ -6,10 +6,11 @@ Figures are made without pyplot: no backend is chosen, no global state is touche
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,11 +29,13 @@ MEASURES = {
     "top1": "Top-1 agreement",
 }
 """Agreement of a ranker with held-out scores; they share one plot."""
+CEILINGS = {"cover_tau": "teacher's own maps", "tau": "teacher's own tau-b"}
+"""How repeatable the teacher's own order is, drawn beside the measure of the same name."""
 _NOT_PLOTTED = ("epoch", "lr")
 """The axis, and the schedule: an option, not a result."""
-_INK = {"light": "#3f474f", "dark": "#c3cad1"}
-_LINES = {"light": "#e3e6e8", "dark": "#343b43"}
-_SIZE_INCHES = (4.8, 3.0)
+INK = {"light": "#3f474f", "dark": "#c3cad1"}
+LINES = {"light": "#e3e6e8", "dark": "#343b43"}
+_SIZE_INCHES = (4.4, 2.8)
 
 
 class Style(NamedTuple):
@@ -78,10 +81,17 @@ class _Line(NamedTuple):
     band: list[tuple[float, float]] | None = None
 
 
-def plot_evaluation(rows: Sequence[EvaluationRow], folder: Path) -> list[Plot]:
+def plot_evaluation(
+    rows: Sequence[EvaluationRow], folder: Path, name: str = "evaluation"
+) -> list[Plot]:
     """Writes one plot a metric, each source against the keep ratio, into `folder`.
 
-    The band is the 95 % bootstrap interval of the ranker's precision, the one that a row holds.
+    The band is the 95 % bootstrap interval of the ranker.
+
+    Args:
+        rows: of one group of categories.
+        folder: exists.
+        name: begins the file names.
     """
     plots = []
     for metric, title in METRICS.items():
@@ -91,7 +101,7 @@ def plot_evaluation(rows: Sequence[EvaluationRow], folder: Path) -> list[Plot]:
             ratio = max(row.keep_ratio for row in rows)
             plots.append(
                 _write_themes(
-                    folder / f"evaluation-{metric}",
+                    folder / f"{name}-{metric}",
                     lines,
                     title=title,
                     alt=f"{title} against keep ratio. At {ratio:.0%}: {ends}.",
@@ -101,13 +111,20 @@ def plot_evaluation(rows: Sequence[EvaluationRow], folder: Path) -> list[Plot]:
     return plots
 
 
-def plot_curves(rows: Sequence[Mapping[str, float]], folder: Path, name: str) -> list[Plot]:
+def plot_curves(
+    rows: Sequence[Mapping[str, float]],
+    folder: Path,
+    name: str,
+    ceiling: Mapping[str, float] = MappingProxyType({}),
+) -> list[Plot]:
     """Writes the plots of one training run into `folder`: each figure, then the measures together.
 
     Args:
         rows: one an epoch; a row need not hold every figure.
         folder: exists.
         name: begins the file names.
+        ceiling: measure -> how well two draws of the teacher agree in it; a dotted line each for
+            those of `CEILINGS` that `rows` hold.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row if key not in _NOT_PLOTTED))
     groups = [[key] for key in keys if key not in MEASURES]
@@ -122,21 +139,34 @@ def plot_curves(rows: Sequence[Mapping[str, float]], folder: Path, name: str) ->
         lost = sum(key in row for row in rows for key in group) - sum(len(x.points) for x in lines)
         if lost:
             title += f" ({lost} value{' is' if lost == 1 else 's are'} not finite)"
-        ends = "; ".join(
+        ends = [
             f"{x.label} from {x.points[0][1]:.4g} to {x.points[-1][1]:.4g}"
             for x in lines
             if x.points
-        )
+        ]
+        for line in list(_ceiling_lines(lines, group, ceiling)):
+            lines.append(line)
+            ends.append(f"{line.label} {line.points[0][1]:.4g}")
         plots.append(
             _write_themes(
                 folder / f"{name}-{number}",
                 lines,
                 title=title,
-                alt=f"{title} against epoch: {ends or 'no finite value'}.",
+                alt=f"{title} against epoch: {'; '.join(ends) or 'no finite value'}.",
                 x_label="epoch",
             )
         )
     return plots
+
+
+def _ceiling_lines(
+    lines: Sequence[_Line], group: Sequence[str], ceiling: Mapping[str, float]
+) -> Iterator[_Line]:
+    for line, key in zip(lines, group, strict=False):
+        height = ceiling.get(key, math.nan) if key in CEILINGS else math.nan
+        if line.points and math.isfinite(height):
+            ends = [(line.points[0][0], height), (line.points[-1][0], height)]
+            yield _Line(CEILINGS[key], ends, line.style._replace(dash=":", marker="", width=1.2))
 
 
 def heat_map(scores: NDArray[Any], grid: int) -> NDArray[np.uint8]:
@@ -171,11 +201,12 @@ def _source_lines(rows: Sequence[EvaluationRow], metric: str) -> Iterator[_Line]
         points = [(100 * row.keep_ratio, float(getattr(row, metric))) for row in own]
         points = [point for point in points if math.isfinite(point[1])]
         band = None
-        if metric == "precision" and source == "ranker":
-            band = [(row.precision_low, row.precision_high) for row in own]
+        if source == "ranker":
+            ends = [(getattr(r, f"{metric}_low"), getattr(r, f"{metric}_high")) for r in own]
+            is_whole = len(points) == len(own) and all(map(math.isfinite, sum(ends, ())))
+            band = ends if is_whole else None
         if points:
-            whole = band is not None and len(points) == len(band)
-            yield _Line(source, points, STYLES.get(source, _OTHER), band if whole else None)
+            yield _Line(source, points, STYLES.get(source, _OTHER), band)
 
 
 def _finite_points(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
@@ -186,39 +217,70 @@ def _finite_points(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[
     ]
 
 
+def write_plot(
+    stem: Path,
+    paint: Callable[[Any, Theme], None],
+    *,
+    title: str,
+    alt: str,
+    box: tuple[float, float, float, float] = (0.11, 0.16, 0.86, 0.8),
+) -> Plot:
+    """Writes `stem`-light.svg and `stem`-dark.svg.
+
+    Args:
+        stem: path without an ending.
+        paint: called with the axes and the theme.
+        title: stands above the plot on the page.
+        alt: what the plot says, in words.
+        box: left, bottom, width and height of the axes as shares of the figure.
+    """
+    files = {theme: stem.with_name(f"{stem.name}-{theme}.svg") for theme in THEMES}
+    for theme, path in files.items():
+        _write_svg(path, paint, theme, box)
+    return Plot(title=title, alt=alt, light=files["light"].name, dark=files["dark"].name)
+
+
+def _write_svg(
+    path: Path,
+    paint: Callable[[Any, Theme], None],
+    theme: Theme,
+    box: tuple[float, float, float, float],
+) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # Text as outlines and a fixed salt: the file looks the same everywhere and is reproducible.
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9.5}):
+        figure = Figure(figsize=_SIZE_INCHES)
+        paint(figure.add_axes(box), theme)
+        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+
+
 def _write_themes(
     stem: Path, lines: Sequence[_Line], *, title: str, alt: str, x_label: str
 ) -> Plot:
-    files: dict[Theme, str] = {}
-    for theme in THEMES:
-        path = stem.with_name(f"{stem.name}-{theme}.svg")
-        _draw(path, lines, theme, x_label)
-        files[theme] = path.name
-    return Plot(title=title, alt=alt, light=files["light"], dark=files["dark"])
+    def paint(axes: Any, theme: Theme) -> None:
+        _paint_lines(axes, theme, lines, x_label)
+
+    width = 0.86 if len(lines) == 1 else 0.5
+    return write_plot(stem, paint, title=title, alt=alt, box=(0.11, 0.16, width, 0.8))
 
 
-def _draw(path: Path, lines: Sequence[_Line], theme: Theme, x_label: str) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+def _paint_lines(axes: Any, theme: Theme, lines: Sequence[_Line], x_label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    # Text as outlines and a fixed salt: the file looks the same everywhere and is reproducible.
-    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9}):
-        figure = Figure(figsize=_SIZE_INCHES)
-        axes = figure.add_axes((0.11, 0.15, 0.86 if len(lines) == 1 else 0.56, 0.81))
-        for line in lines:
-            _draw_line(axes, line, theme)
-        ratios = sorted({x for line in lines for x, _ in line.points})
-        if x_label == "epoch":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        else:
-            axes.set_xticks(ratios, [f"{x:g}" for x in ratios])
-            axes.set_ylim(bottom=0)
-        axes.margins(x=0.04)
-        _dress(axes, theme, x_label)
-        if len(lines) > 1:
-            _label_ends(axes, lines, theme)
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+    for line in lines:
+        _draw_line(axes, line, theme)
+    ratios = sorted({x for line in lines for x, _ in line.points})
+    if x_label == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    else:
+        axes.set_xticks(ratios, [f"{x:g}" for x in ratios])
+        axes.set_ylim(bottom=0)
+    axes.margins(x=0.04)
+    dress(axes, theme, x_label)
+    if len(lines) > 1:
+        _label_ends(axes, lines, theme)
 
 
 def _draw_line(axes: Any, line: _Line, theme: Theme) -> None:
@@ -232,14 +294,15 @@ def _draw_line(axes: Any, line: _Line, theme: Theme) -> None:
     axes.plot(x, y, style.dash, color=color, marker=marker, lw=style.width, ms=4.5)
 
 
-def _dress(axes: Any, theme: Theme, x_label: str) -> None:
-    axes.set_xlabel(x_label, color=_INK[theme])
-    axes.grid(axis="y", color=_LINES[theme], linewidth=0.8)
+def dress(axes: Any, theme: Theme, x_label: str) -> None:
+    """Gives axes the colors of a theme: a grid, numbers and names, no frame."""
+    axes.set_xlabel(x_label, color=INK[theme])
+    axes.grid(axis="y", color=LINES[theme], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK[theme], length=0, pad=5)
+    axes.tick_params(colors=INK[theme], length=0, pad=5)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_LINES[theme])
+        spine.set_color(LINES[theme])
 
 
 def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:

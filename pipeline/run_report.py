@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import RequestError
-from pipeline.annotations import CocoAnnotations
-from pipeline.evaluation_table import read_rows
+from ltrp_core.mae import MaskedAutoencoder
+from ltrp_core.rankers import CONFIG, WEIGHTS, load_ranker, read_config
+from pipeline.annotations import open_annotations
+from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import read_samples
-from pipeline.report_page import ReportData, RunCard, write_report
+from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.run_log import images_per_second
 from pipeline.store.cache import Cache, open_cache
+from pipeline.store.receipts import file_sha256
+from pipeline.store.units import unit_name
 from pipeline.training_folder import read_curve
 from stages import evaluate_patches, report
-from stages.protocols import Progress, Summary
+from stages.protocols import Progress, Sample, Summary
 
 
 def run_report(
@@ -32,10 +38,29 @@ def run_report(
     training: Sequence[Path],
     out: Path,
     progress: Progress,
+    cache: Sequence[str | Path] = (),
 ) -> Summary:
-    """Writes the page into `out`/index.html."""
+    """Writes the page into `out`/index.html.
+
+    Args:
+        config: options of the gallery.
+        selections: of `select`; the gallery shows its first images.
+        shards: that they were selected from.
+        mae: weights the scores were made with.
+        teacher: cache of `score --crop eval --sampler cover`.
+        evaluation: of `evaluate patches`.
+        annotations: of any format that it takes, to draw the outlines.
+        training: folders of the training stages: their curves, and how far the heads look of the
+            ranker that selected.
+        out: a new or empty folder, or an earlier report, which is replaced.
+        progress: counts the images.
+        cache: further caches that are described beside `teacher` and `selections`.
+
+    Raises:
+        RequestError: an input is missing, is no such thing or does not fit the others.
+    """
     selected = open_cache(selections)
-    model = load_mae(mae)
+    model = load_mae(mae).eval()
     grid = int(selected.run["image_size"]) // int(selected.run["patch_size"])
     if grid != model.grid:
         raise RequestError(
@@ -43,38 +68,88 @@ def run_report(
             f"{model.grid} x {model.grid}; pass the one the ranker learned from"
         )
     cover = open_cache(teacher) if teacher is not None else None
-    samples = (sample for shard in shards for sample in read_samples(shard))
-    shown = report.gallery_keys(selected, config)
+    crop = str(selected.run.get("crop", "eval"))
+    teacher_maps = evaluate_patches.cover_maps(cover, grid, crop) if cover is not None else {}
+    caches = [*(open_cache(path) for path in cache), *([cover] if cover else []), selected]
+    curves = [_curve(folder) for folder in training]
+    summary = Summary(stage="report", done=1)
     gallery = []
-    with progress.task("report", len(shown), "images") as bar:
+    units = report.gallery_keys(selected, config)
+    with progress.task("report", len(units), "images") as bar:
         for image in report.run(
             config,
-            samples,
+            _samples(shards, selected, set(units.values())),
             selections=selected,
             mae=model,
-            teacher_maps=evaluate_patches.cover_maps(cover, grid) if cover is not None else {},
-            annotations=CocoAnnotations(annotations) if annotations is not None else None,
+            teacher_maps=teacher_maps,
+            annotations=open_annotations(annotations) if annotations is not None else None,
         ):
             gallery.append(image)
             bar.advance(1)
-    caches = [cache for cache in (cover, selected) if cache is not None]
     data = ReportData(
         title="Which patches matter",
-        runs=[_training_card(folder) for folder in training]
-        + [_cache_card(cache) for cache in caches],
-        rows=read_rows(evaluation) if evaluation is not None else [],
-        curves={_stage(folder): read_curve(folder) for folder in training},
-        gallery=gallery,
-        ranking=_last_ranking(training),
         grid=grid,
+        gallery=gallery,
+        rows=_evaluation_rows(evaluation) if evaluation is not None else [],
+        differences=_differences(evaluation) if evaluation is not None else [],
+        attention=list(_attention(model, training, selected, gallery, summary)),
+        curves=curves,
+        caches=[read_cache_figures(found) for found in caches],
+        runs=[_training_card(f) for f in training] + [_cache_card(found) for found in caches],
     )
-    summary = Summary(stage="report", done=1, n_ok=len(gallery))
+    summary.n_ok = len(gallery)
     summary.output = str(write_report(data, out))
     return summary
 
 
-def _stage(folder: Path) -> str:
-    return str(_identity(folder)["stage"])
+def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Iterator[Sample]:
+    """Yields the samples of the shards that some units were made of, read as they were then."""
+    for shard in shards:
+        name = unit_name(shard.name)
+        if name in units:
+            was_whole = selected.rows[name].damage is None
+            yield from read_samples(shard, "strict" if was_whole else "salvage")
+
+
+def _evaluation_rows(folder: Path) -> list[evaluate_patches.EvaluationRow]:
+    return [row for group in read_groups(folder) for row in read_rows(folder, group)]
+
+
+def _differences(folder: Path) -> list[evaluate_patches.DifferenceRow]:
+    table = pq.read_table(folder / "evaluation_differences.parquet")
+    return [evaluate_patches.DifferenceRow(**values) for values in table.to_pylist()]
+
+
+def _attention(
+    mae: MaskedAutoencoder,
+    training: Sequence[Path],
+    selected: Cache,
+    gallery: Sequence[report.GalleryImage],
+    summary: Summary,
+) -> Iterator[report.AttentionProfile]:
+    """Yields the profiles of the teacher and of the ranker that selected, if its folder is given.
+
+    Where no ranker selected, the first one is as good as any.
+    A ranker that is no plain vision transformer has none, and the summary says so.
+    """
+    if not gallery:
+        return
+    photos = [image.photo for image in gallery]
+    yield report.attention_profile("Teacher's encoder", mae, photos)
+    wanted = selected.run.get("ranker_sha256")
+    folders = [folder for folder in training if (folder / WEIGHTS).is_file()]
+    for folder in folders:
+        if wanted is None or file_sha256(folder / WEIGHTS) == wanted:
+            try:
+                yield report.attention_profile("Ranker", load_ranker(folder), photos)
+            except RequestError as error:
+                summary.notes.append(f"the page has no attention distances of the ranker: {error}")
+            return
+    if folders:
+        summary.notes.append(
+            f"none of the rankers in {', '.join(map(str, folders))} is the one that selected; the "
+            "page has no attention distances of it"
+        )
 
 
 def _identity(folder: Path) -> dict[str, object]:
@@ -87,11 +162,27 @@ def _identity(folder: Path) -> dict[str, object]:
         ) from error
 
 
+def _curve(folder: Path) -> TrainingCurve:
+    """Returns how a training went; of a ranker also which epoch is kept, and the ceiling."""
+    stage, rows = str(_identity(folder)["stage"]), read_curve(folder)
+    if not (folder / CONFIG).is_file():
+        return TrainingCurve(stage=stage, name=folder.name, rows=rows)
+    extra = read_config(folder).get("extra", {})
+    return TrainingCurve(
+        stage=stage,
+        name=folder.name,
+        rows=rows,
+        kept_epoch=extra.get("epoch"),
+        measures=extra.get("measures", {}),
+        ceiling=extra.get("ceiling", {}),
+    )
+
+
 def _training_card(folder: Path) -> RunCard:
     options = _identity(folder)
     curve = read_curve(folder)
     facts = {"epochs": len(curve), **(curve[-1] if curve else {})}
-    return RunCard(stage=str(options.pop("stage")), options=options, facts=facts)
+    return RunCard(stage=str(options.pop("stage")), name=folder.name, options=options, facts=facts)
 
 
 def _cache_card(cache: Cache) -> RunCard:
@@ -104,12 +195,5 @@ def _cache_card(cache: Cache) -> RunCard:
         "images/s a worker": images_per_second(cache.place) or "-",
         "bytes": sum(row.bytes for row in rows),
     }
-    return RunCard(stage=str(options.pop("stage")), options=options, facts=facts)
-
-
-def _last_ranking(training: Sequence[Path]) -> dict[str, float]:
-    for folder in training:
-        curve = read_curve(folder)
-        if curve and "tau" in curve[-1]:
-            return {name: curve[-1][name] for name in ("tau", "rho", "ndcg5", "top1")}
-    return {}
+    name = cache.url.rstrip("/").rsplit("/", 1)[-1]
+    return RunCard(stage=str(options.pop("stage")), name=name, options=options, facts=facts)

@@ -6,15 +6,20 @@ The commands and the demo both go through here, so a stage behaves the same howe
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ltrp_core.rankers import WEIGHTS, locate_ranker
-from pipeline.annotations import CocoAnnotations
+from pipeline.annotations import open_annotations
+from pipeline.annotations.categories import arguable_names
+from pipeline.count_cache import FOLDER, FileCountCache
+from pipeline.evaluation_plots import write_figures
 from pipeline.evaluation_table import write_tables
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
+from pipeline.selection_table import write_selection_table
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256
@@ -128,13 +133,23 @@ def run_select(
     progress: Progress,
     options: UnitOptions | None = None,
 ) -> Summary:
-    """Writes the selections of the shards into the cache `out`."""
+    """Writes the selections of the shards into the cache `out`, and the same as one table."""
     _check_device(config.device, pool)
-    weights = locate_ranker(config.ranker) / WEIGHTS
+    made_by: dict[str, Any] = {}
+    open_teacher = None
+    if config.ranker:
+        made_by = {"ranker_sha256": file_sha256(locate_ranker(config.ranker) / WEIGHTS)}
+    elif config.teacher:
+        teacher = open_cache(config.teacher)
+        made_by = {"teacher_run": teacher.run_id, "teacher_views": int(teacher.run.get("views", 0))}
+        open_teacher = functools.partial(open_cache, teacher.url)
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
     )
-    return select_patches.run(config, units=runner, ranker_sha256=file_sha256(weights))
+    summary = select_patches.run(config, units=runner, made_by=made_by, open_teacher=open_teacher)
+    if not summary.stopped:
+        write_selection_table(open_cache(out))
+    return summary
 
 
 def run_evaluate_patches(
@@ -146,19 +161,32 @@ def run_evaluate_patches(
     foreground: str,
     out: Path,
     progress: Progress,
+    format: str = "auto",
 ) -> tuple[list[EvaluationRow], Summary]:
-    """Evaluates selections against annotations; writes the tables into `out`."""
-    rows, summary = evaluate_patches.run(
+    """Evaluates selections against annotations; writes tables and figures into `out`."""
+    selected = open_cache(selections)
+    source = open_annotations(annotations, format=format, shape=foreground)
+    cached = FileCountCache(out / FOLDER, selected, source)
+    evaluation, summary = evaluate_patches.run(
         config,
-        selections=open_cache(selections),
-        annotations=CocoAnnotations(annotations, shape=foreground),
+        selections=selected,
+        annotations=source,
         teacher=open_cache(teacher) if teacher is not None else None,
         progress=progress,
+        cached=cached,
     )
-    write_tables(out, rows)
+    write_tables(out, evaluation)
+    write_figures(out, evaluation.rows)
+    if cached.hits:
+        summary.notes.append(f"took the counts of {cached.hits} unit(s) from {out / FOLDER}")
+    if "unseen" in config.categories:
+        names = ", ".join(arguable_names(source.categories))
+        summary.notes.append(
+            f"unseen counts {names}, of which one may argue; --categories unseen-strict does not"
+        )
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline report --selections {selections} --evaluation {out} ..."
-    return rows, summary
+    return evaluation.rows, summary
 
 
 def _check_device(device: str, pool: WorkerPool) -> None:

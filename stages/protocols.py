@@ -35,6 +35,11 @@ class BadSample:
     message: str
 
 
+CATEGORIES = ("all", "learned", "unseen", "unseen-strict")
+"""Groups of categories that can be the foreground, by whether ImageNet-1K has them as a label;
+`unseen-strict` is `unseen` without what one may argue about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Foreground:
     """What the annotations of an image say, in its own pixels; True = is."""
@@ -204,7 +209,21 @@ class CacheReader(Protocol):
 class Annotations(Protocol):
     """Where the objects of an image are."""
 
-    def foreground(self, key: str, height: int, width: int) -> Foreground | None: ...
+    def foreground(
+        self, key: str, height: int, width: int, categories: str = "all"
+    ) -> Foreground | None:
+        """Returns the union of the objects of some of `CATEGORIES`; None: not annotated."""
+        ...
+
+
+class CountCache(Protocol):
+    """What was counted in the patches of whole units, kept from one evaluation to the next."""
+
+    def get(self, unit: str, categories: str) -> Arrays | None:
+        """Returns what `put` was given for the same unit and the same annotations, if anything."""
+        ...
+
+    def put(self, unit: str, categories: str, counts: Arrays) -> None: ...
 
 
 class TrainingFolder(Protocol):

@@ -18,7 +18,7 @@ from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
 from ltrp_core.patches import patchify
 from ltrp_core.scoring import Metric, Phase, Region, default_chunk, leave_one_out_scores
-from ltrp_core.views import Crop, make_view, normalize, render_view
+from ltrp_core.views import Crop, check_size, make_view, normalize, render_view
 from stages.devices import is_out_of_memory, resolve_device
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
@@ -39,7 +39,11 @@ class ScoreConfig:
         0, low=0, help="partitions a view; 0 = as many as cover every patch once"
     )
     sampler: Sampler = option("iid", help="iid (the paper's) or cover (every patch equally often)")
-    crop: Crop = option("train", help="train: random resized crop and flip; eval: centre crop")
+    crop: Crop = option(
+        "train",
+        help="train: random resized crop and flip; eval: centre crop; resize: all, squashed "
+        "square; none: all, of the model's size already",
+    )
     mask_ratio: float = option(0.9, help="share of masked patches (Tab. 1b)")
     phase: Phase = option("decoder", help="where a patch is removed (Tab. 1g)")
     metric: Metric = option("l1", help="distance between reconstructions (Tab. 1c)")
@@ -122,6 +126,8 @@ class UnitScorer:
             for number in numbers
         ]
         size = self.mae.config.image_size
+        for view in views:
+            check_size(config.crop, sample.key, view, size)
         return PreparedSample(
             rows={
                 "key": sample.key,

@@ -24,12 +24,15 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.protocols",
     "stages.options",
     "stages.records",
+    "stages.score_sources",
     "stages.devices",
     "stages.training",
     "stages.ranks",
     "stages.record_order",
     "stages.ranking_batches",
     "stages.hold_out",
+    "stages.foreground_counts",
+    "stages.evaluation_rows",
 )
 """Besides the method, the rooms that all stages share; never one stage another."""
 ONLY_INSIDE_FUNCTIONS = (

@@ -28,7 +28,6 @@ from pipeline.progress import open_progress
 from pipeline.signals import interrupt_on_signals
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
-from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig
 from stages.pretrain_mae import PretrainConfig
 from stages.report import ReportConfig
@@ -181,70 +180,28 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
         return finish(run_stage.run_select(config, found, out, pool, open_progress(), units))
 
 
-@click.group()
-def evaluate() -> None:
-    """Compare selections with annotations."""
-
-
-@evaluate.command("patches")
-@click.option("--selections", required=True, help="--out folder of `select`")
-@click.option("--annotations", type=PATH, required=True, help="COCO instances JSON")
-@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
-@click.option(
-    "--foreground",
-    type=click.Choice(["masks", "boxes"]),
-    default="masks",
-    show_default=True,
-    help="what of an object counts: its outline or its box",
-)
-@out_option("evaluation")
-@config_options(EvaluateConfig)
-def patches(
-    selections: str,
-    annotations: Path,
-    teacher: str | None,
-    foreground: str,
-    out: Path,
-    **options: Any,
-) -> int:
-    """Precision, recall, F1 and IoU of kept patches against objects (Fig. 5).
-
-    Beside the ranker: its top-k alone, the teacher, patch variance, center, random and the oracle,
-    all at the same k. Prints the table; writes it as text, Markdown, CSV and Parquet.
-
-    Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
-    """
-    from pipeline.evaluation_table import format_table
-
-    rows, summary = run_stage.run_evaluate_patches(
-        EvaluateConfig(**options),
-        selections=selections,
-        annotations=annotations,
-        teacher=teacher,
-        foreground=foreground,
-        out=out,
-        progress=open_progress(),
-    )
-    click.echo(format_table(rows))
-    return finish(summary)
-
-
 @click.command()
 @click.option("--selections", required=True, help="--out folder of `select`")
 @shards_option
 @click.option("--mae", required=True, help="weights the scores were made with")
 @click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
 @click.option("--evaluation", type=PATH, help="--out folder of `evaluate patches`")
-@click.option("--annotations", type=PATH, help="COCO instances JSON, to draw the outlines")
+@click.option("--annotations", type=PATH, help="as of `evaluate patches`, to draw the outlines")
 @click.option(
-    "--training", type=PATH, multiple=True, help="--out folders of the training stages, for curves"
+    "--training",
+    type=PATH,
+    multiple=True,
+    help="--out folders of the training stages, for curves and the ranker's attention",
 )
+@click.option("--cache", multiple=True, help="more caches to describe: --out folders of `score`")
 @out_option("report")
 @config_options(ReportConfig)
 def report(shards: tuple[str, ...], **options: Any) -> int:
     """Draw a page of pictures and tables.
 
-    One folder that opens from the disk, without a network: OUT/index.html.
+    One folder that opens from the disk, without a network: OUT/index.html. Photographs with a
+    slider for the keep ratio, score maps and reconstructions; then the evaluation, the training's
+    curves, how far the models' heads look, what the caches hold, and all options.
 
     Example: ltrp-pipeline report --selections selections --shards shards --mae mae.pth
     """

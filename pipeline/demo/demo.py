@@ -149,7 +149,7 @@ class _Demo:
         return summary
 
     def select(self) -> Summary:
-        config = SelectConfig(ranker=self.out / "ranker")
+        config = SelectConfig(ranker=str(self.out / "ranker"))
         cache = self.out / "selections"
         return run_stage.run_select(config, self.shards, cache, self.pool, self.progress)
 
@@ -176,6 +176,7 @@ class _Demo:
             evaluation=self.out / "evaluation",
             annotations=self.annotations,
             training=[self.out / "mae", self.out / "ranker"],
+            cache=[self.out / "cache"],
             out=self.out / "report",
             progress=self.progress,
         )

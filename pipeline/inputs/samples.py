@@ -190,13 +190,17 @@ class _Budget:
             self.changed.notify_all()
 
 
-def read_samples(shard: Shard) -> Iterator[Sample]:
+def read_samples(shard: Shard, on_damage: OnDamage = "strict") -> Iterator[Sample]:
     """Yields the decoded samples of a shard in order; bad ones are left out.
 
+    Args:
+        shard: of any kind.
+        on_damage: salvage: those before the damage are all there are.
+
     Raises:
-        DamagedShardError: the shard is not whole.
+        DamagedShardError: the shard is not whole, and `strict`.
     """
-    with SampleStream(shard, prepare=_as_it_is) as stream:
+    with SampleStream(shard, on_damage=on_damage, prepare=_as_it_is) as stream:
         yield from stream
 
 

@@ -21,6 +21,9 @@ from stages.protocols import Arrays
 
 _SHOWN_KEYS = 8
 
+_SELECTED_BY = ("ranker_score", "teacher_score", "baseline_score")
+"""Arrays that `select` orders patches by, by its source."""
+
 
 def find_unit(cache: Cache, name: str) -> str:
     """Returns the unit that a name means: its own, its shard's, or a beginning that one unit has.
@@ -55,7 +58,7 @@ def describe_unit(cache: Cache, unit: str) -> str:
         kind = "string" if values.dtype == object else str(values.dtype)
         size = "" if values.dtype == object else f"  {values.nbytes} bytes"
         lines.append(f"  array    {name:16} {kind:8} {values.shape}{size}")
-    for name in ("score", "ranker_score"):
+    for name in ("score", *_SELECTED_BY):
         if name in arrays and arrays[name].size:
             lines.append(f"  {name:8} {_distribution(arrays[name])}")
     keys = arrays["key"].tolist()
@@ -82,8 +85,9 @@ def describe_sample(cache: Cache, unit: str, key: str) -> str:
         lines.append(f"  view {view}: {columns} x {rows} px at ({left}, {top}){flip}")
         if "score" in arrays:
             lines += _partitions(arrays, row, view, _grid(cache))
-    if "ranker_score" in arrays:
-        lines += _table(arrays["ranker_score"][row].astype(float), _grid(cache))
+    for name in _SELECTED_BY:
+        if name in arrays:
+            lines += _table(arrays[name][row].astype(float), _grid(cache))
     return "\n".join(lines)
 
 
@@ -125,13 +129,16 @@ def draw_sample(
         one = {n: values[row : row + 1] for n, values in arrays.items() if n in _TO_REPLAY}
         shard = match_shards(cache, shards, [unit])[unit]
         picture = replay_views(cache, unit, one, shard)[0, view].transpose(1, 2, 0)
+        shown = "the view"
     elif "pixels" in arrays:
         picture = _from_pixels(arrays["pixels"][row, view], arrays["visible"][row, view], cache)
+        shown = "what the cache holds of the view"
     else:
         raise RequestError(
             f"{cache.url} holds no pixels; pass --shards, and the view is cut out again"
         )
-    _draw(picture, visible, score, _grid(cache), f"{key}, view {view}, partition {partition}", out)
+    title = f"{key}, view {view}, partition {partition}"
+    _draw(picture, shown, visible, score, _grid(cache), title, out)
 
 
 _TO_REPLAY = ("key", "crop", "flip")
@@ -207,6 +214,7 @@ def _from_pixels(
 
 def _draw(
     picture: NDArray[np.uint8],
+    shown: str,
     visible: NDArray[np.int64],
     score: NDArray[np.float64],
     grid: int,
@@ -230,7 +238,7 @@ def _draw(
     colors = colormaps["viridis"]
     figure, panels = pyplot.subplots(1, 2, figsize=(9.2, 4.6), layout="constrained")
     for panel, image, name in zip(
-        panels, (picture, dim), ("the view", "its visible patches, by score"), strict=True
+        panels, (picture, dim), (shown, "its visible patches, by score"), strict=True
     ):
         panel.imshow(image)
         panel.set_title(name, fontsize=10)

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.store.receipts import Receipt
 
 MANIFEST = "manifest.parquet"
+TABLE = "selections.parquet"
+"""What `select` kept, as a table beside the units."""
 SCHEMA = pa.schema(
     [
         ("unit", pa.string()),

@@ -43,6 +43,10 @@ class Place(Protocol):
         """Writes a small file; a reader sees the old content or the new, never a part."""
         ...
 
+    def replace_from(self, name: str, file: Path) -> None:
+        """Replaces a file by a local one, which `staging` gave the room for, in one step."""
+        ...
+
     def create(self, name: str, data: bytes) -> bool:
         """Writes a small file if there is none; returns whether it did."""
         ...
@@ -98,6 +102,12 @@ class LocalPlace:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+    def replace_from(self, name: str, file: Path) -> None:
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(file, self.path / name)
+        sync_folder(self.path)
 
     def create(self, name: str, data: bytes) -> bool:
         path = self.path / name
@@ -246,6 +256,9 @@ class ObjectPlace:
     def staging(self, unit: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="ltrp-") as folder:
             yield Path(folder)
+
+    def replace_from(self, name: str, file: Path) -> None:
+        self.fs.put_file(str(file), self._key(name))
 
     def upload(self, folder: Path, name: str) -> None:
         """Puts every file of a local folder below `name`; the files are not yet committed."""

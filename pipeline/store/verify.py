@@ -10,14 +10,14 @@ import numpy as np
 from pipeline.store.cache import APPENDED, Cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.lock import LOCK
-from pipeline.store.manifest import MANIFEST, manifest_bytes
+from pipeline.store.manifest import MANIFEST, TABLE, manifest_bytes
 from pipeline.store.places import ATTEMPTS
 from pipeline.store.receipts import Receipt
 from pipeline.store.record_forms import FORMS
 from pipeline.store.run_file import RUN_FILE
 from pipeline.store.units import QUARANTINE, UNITS, UnitState, damaged_file
 
-_KNOWN = {RUN_FILE, UNITS, MANIFEST, LOCK, "log", QUARANTINE, APPENDED}
+_KNOWN = {RUN_FILE, UNITS, MANIFEST, TABLE, LOCK, "log", QUARANTINE, APPENDED}
 
 
 @dataclass(frozen=True, slots=True)

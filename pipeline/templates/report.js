@@ -4,9 +4,12 @@
   const length = shown.grid * shown.grid;
   const slider = document.getElementById("keep");
   const count = document.getElementById("count");
+  const how = document.getElementById("how");
   const outlines = document.getElementById("outlines");
+  const sources = [...document.querySelectorAll("[name=source]")];
   const buttons = [...document.querySelectorAll("[data-stored]")];
   const cards = [...document.querySelectorAll("[data-card]")];
+  const SELECTING = 0;
 
   const squares = (patches) =>
     patches.map((i) => `M${i % shown.grid} ${Math.floor(i / shown.grid)}h1v1h-1z`).join("");
@@ -26,40 +29,39 @@
     card.dataset.shown = length - others.length;
   }
 
-  function describe(k, homogeneous) {
-    const share = `${k} of ${length} patches, ${Math.round((100 * k) / length)} %`;
-    count.textContent = share;
-    const text = homogeneous ? `${share}, ${homogeneous} of them homogeneous` : share;
-    slider.setAttribute("aria-valuetext", text);
+  // What is kept is never computed here: a beginning of an order, or a selection as it was stored.
+  function show() {
+    const k = Number(slider.value);
+    const source = sources.findIndex((input) => input.checked);
+    const number = source === SELECTING ? shown.stored.findIndex((choice) => choice[0] === k) : -1;
+    cards.forEach((card, i) => {
+      const { orders, stored } = shown.cards[i];
+      const kept = number >= 0 ? stored[number] : (orders[source] || []).slice(0, k);
+      const best = number >= 0 ? shown.stored[number][1] : 0;
+      card.classList.toggle("no-map", orders[source] === null);
+      draw(card, kept, kept.slice(0, best), number >= 0 ? kept.slice(best) : []);
+    });
+    describe(k, number, sources[source].parentElement.textContent.trim());
   }
 
-  function press(number) {
+  function describe(k, number, label) {
+    const share = `${k} of ${length} patches, ${Math.round((100 * k) / length)} %`;
+    const best = number >= 0 ? shown.stored[number][1] : k;
+    const exact = number >= 0 ? `As selected: ${best} best, ${k - best} homogeneous.` : "";
+    count.textContent = share;
+    how.textContent = exact || `The ${k} best by: ${label.toLowerCase()}.`;
+    slider.setAttribute("aria-valuetext", exact ? `${share}. ${exact}` : share);
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
     document.body.classList.toggle("as-stored", number >= 0);
   }
 
-  function showBest(k) {
-    cards.forEach((card, i) => draw(card, shown.cards[i].order.slice(0, k), [], []));
-    describe(k, 0);
-    press(-1);
-  }
-
-  function showStored(number) {
-    const { k, best } = shown.stored[number];
-    cards.forEach((card, i) => {
-      const kept = shown.cards[i].stored[number];
-      draw(card, kept, kept.slice(0, best), kept.slice(best));
-    });
-    slider.value = k;
-    describe(k, k - best);
-    press(number);
-  }
-
-  slider.addEventListener("input", () => showBest(Number(slider.value)));
+  slider.addEventListener("input", show);
+  sources.forEach((input) => input.addEventListener("change", show));
   buttons.forEach((button, number) =>
     button.addEventListener("click", () => {
-      const isOn = button.getAttribute("aria-pressed") === "true";
-      return isOn ? showBest(Number(slider.value)) : showStored(number);
+      slider.value = shown.stored[number][0];
+      sources[SELECTING].checked = true;
+      show();
     }),
   );
   if (outlines) {
@@ -67,5 +69,5 @@
     outlines.addEventListener("change", toggle);
     toggle();
   }
-  showBest(Number(slider.value));
+  show();
 })();

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from skimage import data
 from torch import Tensor
 
+from ltrp_core import clustering
 from ltrp_core.clustering import _log, dpc_knn, find_clusters
 from ltrp_core.errors import RequestError
 from oracles import clustering as oracle
@@ -144,6 +145,15 @@ def test_a_batch_gives_the_bits_of_one_by_one_and_of_another_run() -> None:
     ):
         for field, other in zip(batch, again, strict=True):
             assert torch.equal(field, other)
+
+
+@pytest.mark.parametrize("length", [1, 6, 7, 20])
+def test_distances_made_block_by_block_are_those_made_at_once(length, monkeypatch) -> None:
+    points = torch.randn(3, length, 9, generator=torch.Generator().manual_seed(length))
+    at_once = clustering.find_clusters(points, max(1, length // 2), min(length, 5))
+    monkeypatch.setattr(clustering, "_BLOCK", 6)
+    by_block = clustering.find_clusters(points, max(1, length // 2), min(length, 5))
+    assert all(torch.equal(a, b) for a, b in zip(at_once, by_block, strict=True))
 
 
 def test_the_order_of_the_values_of_a_patch_and_the_threads_change_nothing() -> None:

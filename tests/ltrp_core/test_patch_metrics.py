@@ -17,8 +17,10 @@ from ltrp_core.patch_metrics import (
     PatchAgreement,
     agreement,
     bootstrap_interval,
+    bootstrap_ratios,
     concatenate,
     coverage,
+    nested_agreement,
     paired_bootstrap,
     pooled,
 )
@@ -246,3 +248,69 @@ def test_wrong_values_for_an_interval_are_refused() -> None:
             bootstrap_interval(values, seed=0, draws=draws, level=level)
     with pytest.raises(RequestError, match="same images; got 4 and 3"):
         paired_bootstrap(values, values[1:], seed=0)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 999), length=st.sampled_from([1, 4, 9]))
+def test_nested_agreements_are_those_of_each_k(seed: int, length: int) -> None:
+    side = 3 * math.isqrt(length)
+    foreground, ignored = _masks(4, side, side, seed)
+    seen = coverage(foreground, ignored, 3)
+    order = _kept(4, length, length, seed)
+    keeps = [length, 1, (length + 1) // 2]
+    for keep, found in zip(keeps, nested_agreement(order, seen, keeps), strict=True):
+        expected = agreement(order[:, :keep], seen)
+        for name in ("intersection", "kept_pixels", "foreground"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("order", "keeps", "says"),
+    [
+        ([[0, 1, 2, 2]], [1], "once an image"),
+        ([[0, 1, 2, 4]], [1], "once an image"),
+        ([[0, 1, 2]], [1], "order must be int64"),
+        ([[0, 1, 2, 3]], [0], "from 1 to L = 4"),
+        ([[0, 1, 2, 3]], [5], "from 1 to L = 4"),
+    ],
+)
+def test_an_order_that_is_none_is_refused(order: list[list[int]], keeps: list[int], says: str):
+    seen = coverage(torch.ones(1, 4, 4, dtype=torch.bool), None, 2)
+    with pytest.raises(RequestError, match=says):
+        nested_agreement(torch.tensor(order), seen, keeps)
+
+
+def test_intervals_of_ratios_are_those_of_means_and_of_pooled_sums() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((50, 3))
+    low, high = bootstrap_ratios(values, seed=3, draws=200)
+    for column in range(3):
+        expected = bootstrap_interval(values[:, column], seed=3, draws=200)
+        np.testing.assert_allclose((low[column], high[column]), expected, rtol=1e-12)
+    below = rng.integers(1, 9, (50, 3)).astype(float)
+    low, high = bootstrap_ratios(values, below, seed=3, draws=200)
+    assert (low < values.sum(axis=0) / below.sum(axis=0)).all()
+    assert (high > values.sum(axis=0) / below.sum(axis=0)).all()
+    again = bootstrap_ratios(values[:, 1:2] * 2, below[:, 1:2] * 2, seed=3, draws=200)
+    np.testing.assert_allclose((low[1], high[1]), np.concatenate(again), rtol=1e-12)
+
+
+def test_intervals_do_not_depend_on_how_many_resamples_fit_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(0).random((20, 2))
+    expected = bootstrap_ratios(values, seed=0, draws=50)
+    monkeypatch.setattr(patch_metrics, "_WEIGHTS_AT_ONCE", 140)
+    np.testing.assert_allclose(bootstrap_ratios(values, seed=0, draws=50), expected, rtol=1e-12)
+
+
+def test_ratios_of_nothing_are_undefined_and_infinite_values_are_refused() -> None:
+    nothing = np.zeros((5, 1))
+    assert np.isnan(bootstrap_ratios(nothing, nothing, seed=0, draws=9)).all()
+    assert np.isnan(bootstrap_ratios(np.zeros((0, 2)), seed=0, draws=9)).all()
+    with pytest.raises(RequestError, match="Put 0 in both"):
+        bootstrap_ratios(np.full((5, 1), np.nan), seed=0)
+    with pytest.raises(RequestError, match="one row an image"):
+        bootstrap_ratios(np.zeros((5, 1)), np.zeros((5, 2)), seed=0)
+    with pytest.raises(RequestError, match="draws must be"):
+        bootstrap_ratios(np.zeros((5, 1)), seed=0, draws=0)

@@ -14,136 +14,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_data as made
 from PIL import Image
-from skimage import data as photographs
+from report_data import GRID, HOSTILE, LENGTH, RATIOS, SIDE, homogeneous_count, kept_count
 
 from ltrp_core.errors import RequestError
-from pipeline.report_page import EvaluationRow, GalleryImage, ReportData, RunCard, write_report
-from stages.evaluate_patches import SOURCES
+from ltrp_core.selection import num_kept
+from pipeline.report import ReportData, RunCard, TrainingCurve, write_report
 
-GRID, SIDE = 14, 224
-LENGTH = GRID * GRID
-RATIOS = (0.25, 0.5, 0.75)
-HOSTILE = '<script>window.harmed=1</script>"><img src=x onerror=window.harmed=1>/0001'
-THEMES = ("light", "dark")
-
-
-def patch_variance(photo: np.ndarray) -> np.ndarray:
-    side = len(photo) // GRID
-    patches = photo.reshape(GRID, side, GRID, side, 3).transpose(0, 2, 1, 3, 4)
-    return patches.reshape(LENGTH, -1).astype(np.float32).var(axis=1)
-
-
-def gallery_image(key: str, array: np.ndarray, box: tuple[int, int, int, int]) -> GalleryImage:
-    """A photograph with maps of the right kind: variance as the teacher, a blurred ranker."""
-    short = min(array.shape[:2])
-    photo = np.asarray(Image.fromarray(array[:short, :short]).resize((SIDE, SIDE)))
-    small = Image.fromarray(photo).resize((GRID, GRID), Image.Resampling.BOX)
-    rough = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    teacher = patch_variance(photo)
-    ranker = np.log1p(teacher).astype(np.float16).astype(np.float32)
-    ranker += 1.5 * np.hanning(GRID + 2)[1:-1].repeat(GRID).astype(np.float32)
-    order = np.argsort(-ranker, kind="stable")
-    kept = {}
-    for ratio in RATIOS:
-        k = round(ratio * LENGTH)
-        h = round(0.2 * k)
-        kept[ratio] = np.concatenate([order[: k - h], order[::-1][:h]])
-    visible = np.sort(np.random.default_rng(3).permutation(LENGTH)[:19])
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    top, left, height, width = box
-    ellipse = ((rows - top - height / 2) / height) ** 2 + (
-        (columns - left - width / 2) / width
-    ) ** 2
-    return GalleryImage(
-        key=key,
-        photo=photo,
-        visible=visible,
-        reconstruction=rough,
-        left_out=int(visible[7]),
-        reconstruction_without=np.roll(rough, 6, axis=0),
-        teacher=teacher,
-        ranker=ranker,
-        kept=kept,
-        foreground=ellipse < 0.25,
-    )
-
-
-def evaluation_rows() -> list[EvaluationRow]:
-    rows = []
-    for ratio in RATIOS:
-        for rank, source in enumerate((*SOURCES[:-1], "oracle")):
-            precision = (
-                0.99 - 0.3 * ratio if source == "oracle" else 0.62 - 0.2 * ratio - 0.03 * rank
-            )
-            recall = precision * ratio / 0.8
-            f1 = 2 * precision * recall / (precision + recall)
-            rows.append(
-                EvaluationRow(
-                    source=source,
-                    keep_ratio=ratio,
-                    kept=round(ratio * LENGTH),
-                    num_images=24,
-                    precision=precision,
-                    precision_low=precision - 0.05,
-                    precision_high=precision + 0.05,
-                    recall=recall,
-                    f1=f1,
-                    iou=f1 / (2 - f1),
-                    pooled_precision=precision,
-                    pooled_recall=recall,
-                    pooled_f1=f1,
-                    pooled_iou=f1 / (2 - f1),
-                )
-            )
-    return rows
-
-
-def curves(epochs: int = 12) -> dict[str, list[dict[str, float]]]:
-    steps = np.arange(1, epochs + 1)
-    return {
-        "pretrain-mae": [
-            {"epoch": float(e), "loss": 0.9 / e**0.4, "lr": 1e-3 / e} for e in range(1, 41)
-        ],
-        "train-ranker": [
-            {"epoch": float(e), "loss": 40 - 8 * (1 - 1 / e), "tau": t, "rho": 1.3 * t}
-            | {"ndcg5": 0.7 + t / 3, "top1": 0.2 + t / 4}
-            for e, t in zip(steps, 0.55 * (1 - np.exp(-steps / 4)), strict=True)
-        ],
-    }
+SELECTED = "As selected: 39 best, 10 homogeneous."
 
 
 @pytest.fixture(scope="module")
 def report_data() -> ReportData:
-    gallery = [
-        gallery_image("astronaut", photographs.astronaut(), (10, 60, 210, 90)),
-        gallery_image(HOSTILE, photographs.chelsea(), (30, 40, 150, 170)),
-    ]
-    gallery.append(
-        dataclasses.replace(
-            gallery_image("folder/coffee", photographs.coffee(), (0, 0, 1, 1)),
-            teacher=None,
-            foreground=None,
-        )
-    )
-    options = {"mask_ratio": 0.9, "sampler": "iid", "keep_ratio": [0.25, 0.5], "note": HOSTILE}
-    return ReportData(
-        title="Which patches matter <script>window.harmed=1</script>",
-        runs=[
-            RunCard(stage="score", options=options, facts={"images": 12345, "images/s": 7.25}),
-            RunCard(stage="select", options={"tta": None, "exact": True}, facts={"units": 3}),
-        ],
-        rows=evaluation_rows(),
-        curves=curves(),
-        gallery=gallery,
-        ranking={"tau": 0.512, "rho": 0.67, "ndcg5": 0.88, "top1": 0.33},
-        grid=GRID,
-    )
+    return made.report_data()
 
 
 @pytest.fixture(scope="module")
 def pictures_only(report_data: ReportData) -> ReportData:
-    return dataclasses.replace(report_data, rows=[], curves={})
+    return dataclasses.replace(
+        report_data, rows=[], differences=[], curves=[], caches=[], attention=[]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,36 +101,74 @@ def undimmed(page: Any) -> list[list[int]]:
     return [sorted(set(range(LENGTH)) - set(dimmed)) for dimmed in drawn(page, ".veil")]
 
 
-def test_the_page_first_shows_the_best_quarter_of_every_image(open_page, report_data) -> None:
+def best(report_data: ReportData, source: str, k: int) -> list[list[int]]:
+    """The k best of each image; of an image without a map none."""
+    return [
+        sorted(i.orders.get(source, np.zeros(0, int))[:k].tolist()) for i in report_data.gallery
+    ]
+
+
+def stored(report_data: ReportData, ratio: float) -> list[list[int]]:
+    return [sorted(image.kept[ratio].tolist()) for image in report_data.gallery]
+
+
+def test_the_page_first_shows_the_stored_quarter_of_every_image(open_page, report_data) -> None:
     with open_page() as page:
         assert shown_counts(page) == [49, 49, 49]
-        best = [sorted(np.argsort(-i.ranker, kind="stable")[:49]) for i in report_data.gallery]
-        assert undimmed(page) == best
+        assert undimmed(page) == stored(report_data, 0.25)
         assert page.text_content("#count") == "49 of 196 patches, 25 %"
+        assert page.text_content("#how") == SELECTED
 
 
 @pytest.mark.parametrize(
     ("keys", "count"),
     [(["ArrowRight"] * 3, 52), (["ArrowLeft"], 48), (["Home"], 1), (["End"], LENGTH)],
 )
-def test_the_slider_shows_exactly_k_patches_by_keyboard(open_page, keys, count) -> None:
+def test_the_slider_shows_exactly_the_k_best_by_keyboard(
+    open_page, report_data, keys, count
+) -> None:
     with open_page() as page:
         page.focus("#keep")
         for key in keys:
             page.keyboard.press(key)
         assert shown_counts(page) == [count] * 3
-        assert [len(patches) for patches in undimmed(page)] == [count] * 3
+        assert undimmed(page) == best(report_data, "ranker", count)
+        assert drawn(page, ".homogeneous.frame") == [[], [], []]
         assert page.text_content("#count").startswith(f"{count} of {LENGTH} patches")
         assert page.get_attribute("#keep", "aria-valuetext").startswith(f"{count} of")
+
+
+def test_at_every_keep_ratio_as_many_are_shown_as_select_keeps(open_page, report_data) -> None:
+    with open_page() as page:
+        for ratio in (0.1, 0.25, 0.33, 0.5, 0.75, 0.9, 1.0):
+            k = num_kept(ratio, LENGTH)
+            page.fill("#keep", str(k))
+            kept = stored(report_data, ratio) if ratio in RATIOS else best(report_data, "ranker", k)
+            assert undimmed(page) == kept
+            assert shown_counts(page) == [len(patches) for patches in kept] == [k] * 3
+
+
+def test_arrow_keys_switch_the_source_of_the_order(open_page, report_data) -> None:
+    with open_page() as page:
+        page.focus("[name=source]:checked")
+        for source in ("teacher", "patch variance", "random"):
+            page.keyboard.press("ArrowRight")
+            assert undimmed(page) == best(report_data, source, 49)
+            assert page.locator("button[aria-pressed=true]").count() == 0
+            assert page.locator(".no-map").count() == (1 if source == "teacher" else 0)
+        page.keyboard.press("ArrowRight")
+        assert undimmed(page) == stored(report_data, 0.25)
 
 
 def test_dimmed_patches_are_faint_and_kept_ones_as_they_are(open_page, report_data) -> None:
     with open_page() as page:
         page.uncheck("#outlines")
+        page.fill("#keep", "50")
         shot = page.locator(".kept .stack").first.screenshot()
     picture = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB").resize((SIDE, SIDE)))
-    contrast, original = patch_variance(picture), patch_variance(report_data.gallery[0].photo)
-    order = np.argsort(-report_data.gallery[0].ranker, kind="stable")
+    photo = report_data.gallery[0].photo
+    contrast, original = made.patch_variance(picture), made.patch_variance(photo)
+    order = report_data.gallery[0].orders["ranker"]
     ratio = np.sqrt(contrast / np.maximum(original, 1))
     assert np.median(ratio[order[:49]]) > 0.6
     assert np.median(ratio[order[60:150]]) < 0.2
@@ -247,23 +176,23 @@ def test_dimmed_patches_are_faint_and_kept_ones_as_they_are(open_page, report_da
 
 @pytest.mark.parametrize("number", range(len(RATIOS)))
 def test_a_button_shows_exactly_a_stored_selection(open_page, report_data, number) -> None:
-    k = round(RATIOS[number] * LENGTH)
+    ratio = RATIOS[number]
+    k, h = kept_count(ratio), homogeneous_count(ratio)
     with open_page() as page:
-        page.focus("#keep")
+        page.fill("#keep", "3")
+        page.focus("[name=source]:checked")
+        page.keyboard.press("ArrowRight")
         for _ in range(number + 1):
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        kept = [image.kept[RATIOS[number]] for image in report_data.gallery]
-        h = round(0.2 * k)
+        kept = [image.kept[ratio] for image in report_data.gallery]
         assert undimmed(page) == [sorted(patches) for patches in kept]
         assert drawn(page, ".homogeneous.frame") == [sorted(patches[k - h :]) for patches in kept]
         assert drawn(page, ".best.frame") == [sorted(patches[: k - h]) for patches in kept]
         assert shown_counts(page) == [k] * 3
         pressed = page.locator("button[aria-pressed=true]")
-        assert (pressed.count(), pressed.text_content()) == (1, f"{100 * RATIOS[number]:g} %")
-        page.keyboard.press("Enter")
-        assert page.locator("button[aria-pressed=true]").count() == 0
-        assert drawn(page, ".best.frame") == [[], [], []]
+        assert (pressed.count(), pressed.text_content()) == (1, f"{100 * ratio:g} %")
+        assert page.input_value("#keep") == str(k)
 
 
 def test_the_outlines_can_be_switched_off(open_page) -> None:
@@ -275,12 +204,15 @@ def test_the_outlines_can_be_switched_off(open_page) -> None:
         assert not outlines.first.is_visible()
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize(
+    ("width", "theme"), [(1200, "light"), (800, "dark"), (360, "light"), (360, "dark")]
+)
 def test_the_page_fits_and_is_drawn(open_page, width, theme) -> None:
     with open_page(width=width, theme=theme) as page:
         page.eval_on_selector_all("details", "all => all.forEach(d => { d.open = true })")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.eval_on_selector_all("img", "all => all.forEach(i => { i.loading = 'eager' })")
+        page.evaluate("Promise.all([...document.images].map(i => i.decode()))")
         broken = "all => all.filter(i => !(i.complete && i.naturalWidth)).map(i => i.outerHTML)"
         assert page.eval_on_selector_all("img", broken) == []
         shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")
@@ -288,6 +220,36 @@ def test_the_page_fits_and_is_drawn(open_page, width, theme) -> None:
     assert pixels.std() > 20
     ground = np.median(pixels[:, :4])
     assert (ground > 200) if theme == "light" else (ground < 60)
+
+
+CONTRAST = """() => {
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b]
+    .map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = parse(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const owners = [...document.querySelectorAll("body *")].filter((e) =>
+    e.checkVisibility({ visibilityProperty: true }) &&
+    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
+  return owners.map((e) => {
+    const pair = [parse(getComputedStyle(e).color), ground(e)].map(light).sort((a, b) => b - a);
+    return [(pair[0] + 0.05) / (pair[1] + 0.05), e.tagName + " " + e.textContent.slice(0, 40)];
+  }).filter(([ratio]) => ratio < 4.5);
+}"""
+"""Texts whose contrast is below what WCAG 2 asks for (level AA)."""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_stands_out_from_its_ground(open_page, theme) -> None:
+    with open_page(theme=theme) as page:
+        page.eval_on_selector_all("details", "all => all.forEach(d => { d.open = true })")
+        assert page.evaluate(CONTRAST) == []
 
 
 def test_a_key_that_is_a_script_stays_text(open_page) -> None:
@@ -301,47 +263,59 @@ def test_every_picture_has_a_text_and_every_control_a_name(open_page) -> None:
     with open_page() as page:
         assert page.locator("figure img:not([alt])").count() == 0
         assert page.locator("figure.plot img[alt='']").count() == 0
-        assert page.get_by_role("slider", name="Keep the best").count() == 1
+        assert page.locator(".plot img[alt='']").count() == 0
+        assert page.get_by_role("slider", name="Keep").count() == 1
+        assert page.get_by_role("group", name="In the order of").count() == 1
+        names = page.get_by_role("group", name="In the order of").get_by_role("radio")
+        assert names.count() == 4
         assert page.get_by_role("checkbox", name="Outlines").count() == 1
 
 
 def test_the_best_source_without_labels_is_bold_and_never_the_oracle(open_page) -> None:
     with open_page() as page:
         bold = page.eval_on_selector_all(
-            "tbody tr:has(strong)", "all => all.map(r => r.querySelector('th').textContent)"
+            "#evaluation > .scroll tr:has(strong)",
+            "all => all.map(r => r.querySelector('th').textContent)",
         )
         assert bold == ["ranker"] * len(RATIOS)
-        assert page.locator("tbody strong").count() == 4 * len(RATIOS)
+        assert page.locator("#evaluation > .scroll strong").count() == 4 * len(RATIOS)
         assert page.locator("tr.oracle").count() == len(RATIOS)
 
 
+def test_differences_are_bold_where_the_interval_leaves_0_out(open_page) -> None:
+    with open_page() as page:
+        bold = page.eval_on_selector_all(
+            "#evaluation details tr:has(strong)",
+            "all => all.map(r => r.querySelector('th').textContent)",
+        )
+        assert bold == ["center", "random"] * len(RATIOS)
+
+
 def test_a_report_of_nothing_but_a_title_opens(open_page, tmp_path) -> None:
-    empty = ReportData(
-        title="Empty", runs=[], rows=[], curves={}, gallery=[], ranking={}, grid=GRID
-    )
+    empty = ReportData(title="Empty", grid=GRID)
     with open_page(path=write_report(empty, tmp_path / "report")) as page:
         assert page.text_content("h1") == "Empty"
 
 
 def test_a_training_run_that_diverged_is_plotted_and_says_so(pictures_only, tmp_path) -> None:
     rows = [{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": float("nan")}]
-    diverged = dataclasses.replace(pictures_only, curves={"train-ranker": rows})
+    diverged = dataclasses.replace(
+        pictures_only, curves=[TrainingCurve(stage="train-ranker", rows=rows)]
+    )
     text = write_report(diverged, tmp_path / "report").read_text("utf-8")
     assert "1 value is not finite" in text
 
 
 def test_the_same_data_make_the_same_folder(report_data, index, tmp_path) -> None:
     again = write_report(report_data, tmp_path / "report").parent
-    files = sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
-    assert files == sorted(
-        p.relative_to(index.parent) for p in index.parent.rglob("*.*") if p.is_file()
-    )
+    files = made.files_below(again)
+    assert files == made.files_below(index.parent)
     assert [f for f in files if (again / f).read_bytes() != (index.parent / f).read_bytes()] == []
 
 
 def test_file_names_are_counted_and_not_taken_from_keys(index) -> None:
     names = [path.name for path in (index.parent / "images").iterdir()]
-    assert len(names) == 3 * 4 + 2 + 2
+    assert len(names) == 3 * 6 + 2 + 2
     assert all(re.fullmatch(r"000[012]-[a-z]+\.(jpg|png|svg)", name) for name in names)
 
 
@@ -392,12 +366,14 @@ def test_a_file_in_the_folders_place_is_refused(pictures_only, tmp_path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ranker": np.zeros(LENGTH - 1)}, "196 finite scores"),
-        ({"teacher": np.full(LENGTH, np.nan)}, "196 finite scores"),
+        ({"scores": {"ranker": np.zeros(LENGTH - 1)}}, "196 finite scores"),
+        ({"scores": {"teacher": np.full(LENGTH, np.nan)}}, "196 finite scores"),
+        ({"orders": {"ranker": np.zeros(LENGTH, int)}}, "all 196 patches"),
+        ({"difference": np.zeros((8, 8), np.float32)}, "difference must be"),
         ({"left_out": LENGTH}, "from 0 to 195"),
         ({"reconstruction": np.zeros((8, 8, 3), np.uint8)}, "reconstruction must be uint8"),
         ({"foreground": np.zeros((8, 8), bool)}, "foreground must be"),
-        ({"kept": {0.25: np.arange(49)}}, "one selection"),
+        ({"kept": {0.25: np.arange(48)}}, "one selection"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(
@@ -416,11 +392,30 @@ def test_the_embedded_data_hold_no_markup(index) -> None:
     assert set(json.loads(block[1])) == {"grid", "stored", "cards"}
 
 
-def test_scores_stored_in_half_precision_do_not_hide_the_best_patches(
-    pictures_only, tmp_path
-) -> None:
-    coarse = [dataclasses.replace(i, ranker=np.round(i.ranker)) for i in pictures_only.gallery]
-    data = dataclasses.replace(pictures_only, gallery=coarse)
-    text = write_report(data, tmp_path / "report").read_text("utf-8")
-    stored = json.loads(re.findall(r'id="shown">(.*?)</script>', text, re.S)[0])["stored"]
-    assert [(s["k"], s["k"] - s["best"]) for s in stored] == [(49, 10), (98, 20), (147, 29)]
+def test_a_report_of_24_images_is_light(report_data, tmp_path) -> None:
+    data = dataclasses.replace(report_data, gallery=report_data.gallery[:2] * 12)
+    folder = write_report(data, tmp_path / "report").parent
+    assert sum((folder / name).stat().st_size for name in made.files_below(folder)) < 5_000_000
+
+
+def test_a_cache_says_what_went_wrong_and_how_fast_it_was(open_page) -> None:
+    with open_page() as page:
+        text = page.text_content("#caches")
+        for words in ("11,988", "41.25", "truncated", "37 of 900 bytes", "93.8 %", "images-0007"):
+            assert words in text
+        assert page.locator("#caches code").first.text_content() == HOSTILE
+
+
+def test_the_curves_have_the_repeatability_of_the_teacher_beside_them(open_page) -> None:
+    with open_page() as page:
+        texts = page.eval_on_selector_all("#training img", "all => all.map(i => i.alt)")
+        assert any("teacher's own tau-b 0.63" in text for text in texts)
+        assert "teacher's own 0.630" in page.text_content("#training .tiles")
+
+
+def test_groups_of_categories_have_a_table_each(open_page, report_data, tmp_path) -> None:
+    rows = made.evaluation_rows("learned") + made.evaluation_rows("unseen")
+    data = dataclasses.replace(report_data, rows=rows)
+    with open_page(path=write_report(data, tmp_path / "report")) as page:
+        assert page.locator("#evaluation > .scroll table").count() == 2
+        assert page.locator("#evaluation .plot").count() == 8

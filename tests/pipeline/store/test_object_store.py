@@ -67,6 +67,10 @@ def test_shards_from_and_cache_to_an_object_store(shards, small_mae, bucket, tmp
     run("select", "--shards", url, "--ranker", tmp_path / "ranker", "--out",
         f"{bucket}/selections", "--keep-ratio", 0.5)  # fmt: skip
     assert run("verify", f"{bucket}/selections", "--deep")[0].endswith("0 faults\n")
+    run("select", "--shards", shards, "--ranker", tmp_path / "ranker", "--out",
+        tmp_path / "selections", "--keep-ratio", 0.5)  # fmt: skip
+    table = (tmp_path / "selections" / "selections.parquet").read_bytes()
+    assert open_place(f"{bucket}/selections").read("selections.parquet") == table
     score(url, small_mae, f"{bucket}/cache", "--append-views", 1)
     assert open_cache(f"{bucket}/cache").run["views"] == 3
     run("convert", f"{bucket}/cache", "--to", "webdataset", "--out", tmp_path / "tars")

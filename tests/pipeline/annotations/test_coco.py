@@ -94,3 +94,77 @@ def test_what_is_no_coco_file_is_refused(tmp_path, write):
     ]
     with pytest.raises(RequestError, match="two images are called 'a'"):
         CocoAnnotations(write([], images=twice))
+
+
+def test_groups_choose_objects_and_crowds_by_category(write):
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
+    dog = {"segmentation": [[40, 0, 50, 0, 50, 10, 40, 10]], "category_id": 2}
+    crowd = {"segmentation": rle(square(30, 0, 40, 60), True), "category_id": 2, "iscrowd": 1}
+    annotations = CocoAnnotations(write([POLYGON, dog, crowd], categories=categories))
+    person, of_dog = square(5, 10, 25, 30), square(0, 40, 10, 50)
+    for group, region, ignored in (
+        ("all", person | of_dog, 600),
+        ("learned", of_dog, 600),
+        ("unseen", person, 0),
+        ("unseen-strict", person & of_dog, 0),
+    ):
+        found = annotations.foreground("sub/a.b", 40, 60, group)
+        assert np.array_equal(found.is_foreground, region), group
+        assert found.is_ignored.sum() == ignored
+
+
+def test_own_categories_have_no_group(write):
+    with pytest.raises(RequestError, match="not for 'thing'; pass --categories all"):
+        CocoAnnotations(write([POLYGON])).foreground("sub/a.b", 40, 60, "learned")
+
+
+def test_boxes_end_at_the_border(write):
+    box = {"segmentation": [], "bbox": [-5.4, 30.2, 20, 500]}
+    found = CocoAnnotations(write([box]), shape="boxes").foreground("sub/a.b", 40, 60)
+    assert np.array_equal(found.is_foreground, square(30, 0, 40, 15))
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"segmentation": None},
+        {"segmentation": []},
+        {"segmentation": [[10, 5, 30, 5]]},
+        {"segmentation": [[10, 5, 30, 5, 30]]},
+        {"segmentation": [[10, 5, 30, 5, 30, "x"]]},
+        {"segmentation": [[10, 5, 30, 5, 1e12, 7]]},
+        {"segmentation": [[10, 5, 30, 5, float("nan"), 7]]},
+        {"segmentation": {"size": [60, 40], "counts": [2400]}},
+        {"segmentation": {"size": [40, 60], "counts": [2399]}},
+        {"segmentation": {"size": [40, 60], "counts": [2401, -1]}},
+        {"segmentation": {"size": [40, 60], "counts": "~~~~"}},
+        {"segmentation": {"size": [40, 60], "counts": "é"}},
+        {"segmentation": {"size": [40, 60]}},
+        {"category_id": 9, "segmentation": [[10, 5, 30, 5, 30, 25]]},
+    ],
+)
+def test_a_damaged_annotation_is_named(write, annotation):
+    path = write([POLYGON, annotation])
+    with pytest.raises(RequestError, match=r"instances\.json: annotation 1 is damaged"):
+        CocoAnnotations(path).foreground("sub/a.b", 40, 60)
+
+
+@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("inf"), 4]])
+def test_a_damaged_box_is_named(write, bbox):
+    path = write([POLYGON | {"bbox": bbox}])
+    with pytest.raises(RequestError, match="annotation 0 is damaged: bbox"):
+        CocoAnnotations(path, shape="boxes").foreground("sub/a.b", 40, 60)
+
+
+@pytest.mark.parametrize("text", ["[]", "[1", "\0", "[" * 100_000, '{"images": 1}'])
+def test_a_damaged_file_is_named_in_one_line(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(RequestError, match=r"broken\.json") as error:
+        CocoAnnotations(tmp_path / "broken.json")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_what_its_images_need_is_refused(write):
+    for images in ([{"file_name": "a.jpg"}], [{"id": 1, "height": 1, "width": 1}], ["a.jpg"]):
+        with pytest.raises(RequestError, match="is no COCO instances file"):
+            CocoAnnotations(write([], images=images))

@@ -1,0 +1,174 @@
+"""Selection in memory: images in, kept patches out, and a vision transformer that sees only those.
+
+`LTRPSelector` is what `select` runs on every batch; `SelectedPatches` puts it before a timm model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ltrp_core.errors import RequestError
+from ltrp_core.patches import patchify
+from ltrp_core.ranker_models import Ranker
+from ltrp_core.selection import num_kept, select_patches
+
+_AT_ONCE = {"cpu": 1}
+_AT_ONCE_ELSEWHERE = 32
+"""Images that the ranker sees together. It is constant, for the number of rows decides how a matrix
+product is summed up, and scores would depend on the batch. On a CPU one image keeps all cores busy;
+an accelerator would idle."""
+
+
+class LTRPSelector(nn.Module):
+    """A frozen ranker and the selection of its best patches (Sec. 3.4), always in evaluation mode.
+
+    What is kept of an image does not depend on the images beside it.
+
+    Attributes:
+        ranker: in evaluation mode, without gradients; the very object that was given.
+        homogeneous: the share of k that stands for homogeneous regions (Tab. 1e).
+    """
+
+    def __init__(self, ranker: Ranker, homogeneous: float = 0.2) -> None:
+        """Freezes `ranker` (`load_ranker`).
+
+        Raises:
+            RequestError: `homogeneous` is no share from 0 to 1.
+        """
+        super().__init__()
+        if not 0.0 <= homogeneous <= 1.0:
+            raise RequestError(f"homogeneous must be a share from 0 to 1; got {homogeneous}")
+        self.ranker = ranker.requires_grad_(False)
+        self.homogeneous = homogeneous
+        self.eval()
+
+    def train(self, mode: bool = True) -> LTRPSelector:
+        """Does nothing: a model around it that is being trained does not train it."""
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, keep: int | float) -> Tensor:
+        """Returns the kept patches, int64 (B, k): best first, then the homogeneous ones.
+
+        Args:
+            images: float (B, 3, g*p, g*p), normalized.
+            keep: k if an integer; a share of the L patches if a float (1 is one patch, 1.0 all).
+
+        Raises:
+            RequestError: another shape, or k is not from 1 to L.
+
+        >>> from ltrp_core.rankers import create_ranker
+        >>> selector = LTRPSelector(create_ranker("vit_tiny", grid=2, patch_size=4))
+        >>> selector(torch.zeros(1, 3, 8, 8), 0.5).shape
+        torch.Size([1, 2])
+        """
+        length = self.ranker.grid**2
+        count = num_kept(keep, length) if isinstance(keep, float) else keep
+        scores = rank_images(self.ranker, images)
+        patches = patchify(images, self.ranker.patch_size)
+        return select_patches(scores, count, patches=patches, homogeneous=self.homogeneous)
+
+
+@torch.no_grad()
+def rank_images(ranker: Ranker, images: Tensor) -> Tensor:
+    """Returns the ranker scores, float32 (B, L), each as if its image had been alone.
+
+    The ranker always sees the same number of images together, the last group filled up with its
+    first image: one on a CPU, 32 elsewhere.
+
+    Args:
+        ranker: in evaluation mode, on the device of `images`.
+        images: float (B, 3, g*p, g*p), normalized.
+
+    Raises:
+        RequestError: another shape.
+    """
+    at_once = _AT_ONCE.get(images.device.type, _AT_ONCE_ELSEWHERE)
+    if images.ndim != 4 or len(images) == 0:
+        raise RequestError(f"images must be (B, 3, H, W), B >= 1; got {tuple(images.shape)}")
+    scores = []
+    for group in images.split(at_once):
+        missing = at_once - len(group)
+        filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
+        scores.append(ranker(filled)[: len(group)].float())
+    return torch.cat(scores)
+
+
+class SelectedPatches(nn.Module):
+    """A timm vision transformer that is given only the kept patches, each with its true position.
+
+    With all patches kept it returns what the transformer alone does. The transformer trains as
+    usual, the selector does not.
+    """
+
+    def __init__(self, vit: VisionTransformer, selector: LTRPSelector, keep: int | float) -> None:
+        """Keeps `vit` and `selector` as they are.
+
+        Args:
+            vit: with learned or fixed absolute positions, of the selector's grid and patch size.
+            selector: which patches.
+            keep: as `LTRPSelector` takes it.
+
+        Raises:
+            RequestError: such a transformer, or one of another grid, is not supported.
+        """
+        super().__init__()
+        _check_fits(vit, selector)
+        self.vit, self.selector, self.keep = vit, selector, keep
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the transformer's output, (B, classes), of images (B, 3, g*p, g*p).
+
+        The images are normalized as the ranker's: by ImageNet's mean and standard deviation.
+        """
+        # In the grid's order, as the transformer has them.
+        kept = self.selector(images, self.keep).sort(dim=1).values
+        vit: Any = self.vit
+        tokens = vit.norm_pre(vit.patch_drop(self._embed(images, kept)))
+        output: Tensor = vit.forward_head(vit.norm(vit.blocks(tokens)))
+        return output
+
+    def _embed(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Returns prefix tokens and the embedded patches `kept` (B, k), with their positions."""
+        vit: Any = self.vit
+        rows = patchify(images, self.selector.ranker.patch_size)
+        rows = rows.gather(1, kept.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+        projection = vit.patch_embed.proj
+        # The convolution's kernel is (D, 3, p, p); ours are patches with the channel fastest.
+        kernel = projection.weight.permute(0, 2, 3, 1).flatten(1)
+        tokens = vit.patch_embed.norm(F.linear(rows, kernel, projection.bias))
+        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        prefix = [token.expand(len(images), -1, -1) for token in prefix]
+        of_patches = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        tokens = tokens + vit.pos_embed[0, of_patches:][kept]
+        if not prefix:
+            positioned = tokens
+        elif of_patches:
+            first = torch.cat(prefix, dim=1) + vit.pos_embed[:, :of_patches]
+            positioned = torch.cat([first, tokens], dim=1)
+        else:
+            positioned = torch.cat([*prefix, tokens], dim=1)
+        embedded: Tensor = vit.pos_drop(positioned)
+        return embedded
+
+
+def _check_fits(vit: nn.Module, selector: LTRPSelector) -> None:
+    if type(vit) is not VisionTransformer or vit.pos_embed is None:
+        raise RequestError(
+            f"{type(vit).__name__} cannot be given some patches only; pass one of timm's "
+            "VisionTransformer with absolute positions, such as vit_small_patch16_224"
+        )
+    embed: Any = vit.patch_embed
+    ranker = selector.ranker
+    ours = ((ranker.grid, ranker.grid), (ranker.patch_size, ranker.patch_size))
+    if (embed.grid_size, embed.proj.stride) != ours or embed.proj.kernel_size != ours[1]:
+        raise RequestError(
+            f"the transformer has {embed.grid_size} patches of {embed.proj.kernel_size} px, the "
+            f"ranker {ours[0]} of {ours[1]}; load the ranker for its grid: load_ranker(..., grid=)"
+        )

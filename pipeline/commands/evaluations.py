@@ -1,0 +1,76 @@
+"""The commands that measure: selections against annotations, scores against scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import run_stage
+from pipeline.annotations import FORMATS
+from pipeline.commands.options import PATH, config_options, finish, out_option
+from pipeline.progress import open_progress
+from stages.evaluate_patches import EvaluateConfig
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure selections and scores."""
+
+
+@evaluate.command("patches")
+@click.option("--selections", required=True, help="--out folder of `select`")
+@click.option(
+    "--annotations",
+    type=PATH,
+    required=True,
+    help="COCO instances JSON, or a folder: PASCAL VOC, ADE20K, or mask PNGs",
+)
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    default="auto",
+    show_default=True,
+    help="of the annotations; auto: by what is there",
+)
+@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
+@click.option(
+    "--foreground",
+    type=click.Choice(["masks", "boxes"]),
+    default="masks",
+    show_default=True,
+    help="what of an object counts where annotations have both: its outline or its box",
+)
+@out_option("evaluation")
+@config_options(EvaluateConfig)
+def patches(
+    selections: str,
+    annotations: Path,
+    format: str,
+    teacher: str | None,
+    foreground: str,
+    out: Path,
+    **options: Any,
+) -> int:
+    """Precision, recall, F1 and IoU of kept patches against objects (Fig. 5).
+
+    Beside the ranker: its top-k alone, the teacher, patch variance, center, random and the oracle,
+    all at the same k, on all objects or on those that ImageNet-1K has, or has not, as a label.
+    Prints the tables; writes them as text, Markdown, CSV and Parquet, with figures, and the
+    measures of every image. A second run into the same folder need not read annotations again.
+
+    Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
+    """
+    _, summary = run_stage.run_evaluate_patches(
+        EvaluateConfig(**options),
+        selections=selections,
+        annotations=annotations,
+        teacher=teacher,
+        foreground=foreground,
+        format=format,
+        out=out,
+        progress=open_progress(),
+    )
+    click.echo((out / "evaluation.txt").read_text("utf-8"), nl=False)
+    return finish(summary)

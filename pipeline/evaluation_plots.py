@@ -1,0 +1,79 @@
+"""The evaluation as one figure a group of categories: Fig. 5, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.plots import METRICS, STYLES
+from stages.evaluate_patches import EvaluationRow
+
+_SIZE_INCHES = (8.4, 5.6)
+_DOTS_PER_INCH = 150
+
+
+def write_figures(folder: Path, rows: Sequence[EvaluationRow]) -> list[Path]:
+    """Writes `evaluation-GROUP.png` and `.svg` for every group of categories; returns the files.
+
+    Four panels: precision, recall, F1 and IoU of every source against the share of kept patches;
+    the bands are the 95 % bootstrap intervals.
+    """
+    files = []
+    for group in dict.fromkeys(row.categories for row in rows):
+        own = [row for row in rows if row.categories == group]
+        files += _write_figure(folder / f"evaluation-{group}", own)
+    return files
+
+
+def _write_figure(stem: Path, rows: Sequence[EvaluationRow]) -> list[Path]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": stem.name, "font.size": 9}):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True).ravel()
+        for panel, (metric, title) in zip(axes, METRICS.items(), strict=True):
+            _draw_panel(panel, rows, metric)
+            panel.set_title(title, loc="left")
+        for panel in axes[2:]:
+            panel.set_xlabel("kept patches, %")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        figure.suptitle(
+            f"{rows[0].categories} categories, {rows[0].num_images} images", x=0.01, ha="left"
+        )
+        figure.savefig(files[0], dpi=_DOTS_PER_INCH, metadata={"Software": None})
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def _draw_panel(axes: Any, rows: Sequence[EvaluationRow], metric: str) -> None:
+    for source, style in STYLES.items():
+        own = sorted((row for row in rows if row.source == source), key=lambda r: r.keep_ratio)
+        own = [row for row in own if math.isfinite(getattr(row, metric))]
+        if not own:
+            continue
+        x = [100 * row.keep_ratio for row in own]
+        low, high = ([getattr(row, f"{metric}_{end}") for row in own] for end in ("low", "high"))
+        axes.fill_between(x, low, high, color=style.light, alpha=0.14, linewidth=0)
+        axes.plot(
+            x,
+            [getattr(row, metric) for row in own],
+            style.dash,
+            color=style.light,
+            marker=style.marker,
+            lw=style.width,
+            ms=4,
+            label=source,
+        )
+    ratios = sorted({100 * row.keep_ratio for row in rows})
+    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#e3e6e8", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0)

@@ -1,0 +1,111 @@
+"""The evaluation as the page shows it: one table a group of categories, one block a keep ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.plots import METRICS, plot_evaluation
+from stages.evaluate_patches import (
+    CENTER,
+    ORACLE,
+    RANDOM,
+    RANKER,
+    TEACHER,
+    TOP_K,
+    VARIANCE,
+    DifferenceRow,
+    EvaluationRow,
+)
+
+_MEANINGS = {
+    RANKER: "the selection as stored: the best patches by ranker score, then homogeneous ones",
+    TOP_K: "the k best patches by ranker score",
+    TEACHER: "the k best by the masked autoencoder's own mean score, which the ranker learned from",
+    VARIANCE: "the k patches whose pixels vary most",
+    CENTER: "the k patches closest to the middle",
+    RANDOM: "k patches at random, mean of many draws",
+    ORACLE: "patches by how much of an object they hold: knows the labels, the upper bound",
+}
+_GROUPS = {
+    "all": "All categories",
+    "learned": "Categories that are labels of ImageNet-1K",
+    "unseen": "Categories that ImageNet-1K has no label of",
+    "unseen-strict": "Categories far from every label of ImageNet-1K",
+}
+
+
+def evaluation_context(
+    rows: Sequence[EvaluationRow], differences: Sequence[DifferenceRow], folder: Path
+) -> dict[str, Any]:
+    """Writes the plots into `folder`; returns what the template is filled with."""
+    groups = []
+    for number, name in enumerate(dict.fromkeys(row.categories for row in rows)):
+        own = [row for row in rows if row.categories == name]
+        groups.append(
+            {
+                "name": _GROUPS.get(name, name),
+                "num_images": sorted({row.num_images for row in own}),
+                "plots": plot_evaluation(own, folder, f"e{number}"),
+                "blocks": _blocks(own),
+                "differences": _difference_blocks([d for d in differences if d.categories == name]),
+            }
+        )
+    return {
+        "groups": groups,
+        "metrics": list(METRICS.values()),
+        "meanings": {s: _MEANINGS.get(s, "") for s in dict.fromkeys(r.source for r in rows)},
+    }
+
+
+def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
+    """Returns one block a keep ratio, the best label-free figures of each marked."""
+    blocks = []
+    for ratio in sorted({row.keep_ratio for row in rows}):
+        own = [row for row in rows if row.keep_ratio == ratio]
+        best = {}
+        for metric in METRICS:
+            values = [getattr(row, metric) for row in own if row.source != ORACLE]
+            # As printed: two that read alike are both the best.
+            best[metric] = max((f"{v:.3f}" for v in values if math.isfinite(v)), default="")
+        lines = [
+            {
+                "source": row.source,
+                "is_oracle": row.source == ORACLE,
+                "cells": [_cell(row, metric, best[metric]) for metric in METRICS],
+            }
+            for row in own
+        ]
+        blocks.append({"label": f"{100 * ratio:g} %", "k": own[0].kept, "lines": lines})
+    return blocks
+
+
+def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
+    """Returns one block a keep ratio: what the stored selections are better by."""
+    blocks: dict[float, dict[str, Any]] = {}
+    for row in rows:
+        if row.source != RANKER:
+            continue
+        empty = {"label": f"{100 * row.keep_ratio:g} %", "k": row.kept, "lines": []}
+        cells = []
+        for metric in METRICS:
+            low, high = (getattr(row, f"{metric}_{end}") for end in ("low", "high"))
+            cells.append(
+                {
+                    "text": f"{getattr(row, metric):+.3f}",
+                    "interval": f"{low:+.3f} to {high:+.3f}",
+                    "best": low > 0 or high < 0,
+                }
+            )
+        line = {"source": row.reference, "is_oracle": False, "cells": cells}
+        blocks.setdefault(row.keep_ratio, empty)["lines"].append(line)
+    return [blocks[ratio] for ratio in sorted(blocks)]
+
+
+def _cell(row: EvaluationRow, metric: str, best: str) -> dict[str, Any]:
+    text = f"{getattr(row, metric):.3f}"
+    low, high = (getattr(row, f"{metric}_{end}") for end in ("low", "high"))
+    interval = f"{low:.3f}\N{EN DASH}{high:.3f}" if math.isfinite(low + high) else None
+    return {"text": text, "interval": interval, "best": row.source != ORACLE and text == best}

@@ -1,0 +1,70 @@
+"""What a stage of a whole run depends on, and whether it is done: a stamp an output folder.
+
+An output folder's name ends in a hash of all that its content depends on, so a changed option makes
+a new folder beside the old one, whose stages are found complete when the option is changed back.
+Nothing is overwritten or deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.inputs import find_shards
+from pipeline.store.receipts import file_sha256, replace_text
+
+STAMPS = ".done"
+
+
+def fingerprint(values: Any) -> str:
+    """Returns 8 hex digits of a hash."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def state_of_shards(shards: Sequence[str], unit_size: int) -> list[list[Any]]:
+    """Returns name and size of every shard.
+
+    Raises:
+        RequestError: there is none.
+    """
+    return [[shard.name, shard.size] for shard in find_shards(shards, unit_size=unit_size)]
+
+
+def state_of_path(path: str) -> Any:
+    """Returns what tells the content of a local file or folder; a text for what is neither."""
+    place = Path(path)
+    if place.is_file():
+        return file_sha256(place)
+    if not place.is_dir():
+        return path
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    # Not hashed: a cache may be large. A copy is then another folder, and what read it runs again.
+    stats = [(file, file.stat()) for file in files]
+    return [[str(f.relative_to(place)), stat.st_size, stat.st_mtime_ns] for f, stat in stats]
+
+
+def is_done(base: Path, folder: Path, inputs: str) -> bool:
+    """Whether the stage that writes `folder` ended well on these inputs."""
+    try:
+        stamp = json.loads((base / STAMPS / f"{folder.name}.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(stamp["inputs"] == inputs) and folder.is_dir()
+
+
+def mark_done(base: Path, folder: Path, inputs: str, command: str, name: str) -> None:
+    """Writes the stamp, and makes `base`/NAME lead to the folder."""
+    (base / STAMPS).mkdir(exist_ok=True)
+    stamp = {"inputs": inputs, "command": command}
+    replace_text(base / STAMPS / f"{folder.name}.json", json.dumps(stamp, indent=1) + "\n")
+    link = base / name
+    if link.is_symlink() or not link.exists():
+        temporary = base / f".{name}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name)
+        temporary.replace(link)

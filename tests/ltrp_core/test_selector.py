@@ -1,0 +1,133 @@
+"""Selection in memory, and a vision transformer that sees only what it keeps."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from ltrp_core import LTRPSelector, SelectedPatches
+from ltrp_core.errors import RequestError
+from ltrp_core.patches import patchify
+from ltrp_core.rankers import create_ranker
+from ltrp_core.selection import select_patches, select_patches_at
+from ltrp_core.selector import rank_images
+
+SIZE, PATCH, GRID = 64, 16, 4
+
+
+@pytest.fixture(scope="module")
+def ranker():
+    torch.manual_seed(0)
+    return create_ranker("vit_tiny", grid=GRID, patch_size=PATCH)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def make_vit(**options):
+    torch.manual_seed(2)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=SIZE, num_classes=7, **options)
+    for parameter in vit.parameters():  # Tokens and biases start at zero, and would hide mistakes.
+        torch.nn.init.normal_(parameter, std=0.05)
+    return vit.eval()
+
+
+def test_selector_keeps_what_scores_and_select_patches_say(ranker, images):
+    kept = LTRPSelector(ranker, homogeneous=0.25)(images, 0.5)
+    with torch.no_grad():
+        scores = torch.cat([ranker.eval()(image[None]) for image in images])
+    patches = patchify(images, PATCH)
+    assert kept.dtype == torch.int64
+    assert torch.equal(kept, select_patches(scores, 8, patches=patches, homogeneous=0.25))
+
+
+def test_an_integer_is_a_number_of_patches_and_a_float_a_share(ranker, images):
+    selector = LTRPSelector(ranker)
+    assert selector(images, 1).shape == (3, 1)
+    assert selector(images, 1.0).sort().values.tolist() == [list(range(16))] * 3
+    for keep in (0, 17, 0.0, 1.5):
+        with pytest.raises(RequestError, match=r"k must be|within \(0, 1\]"):
+            selector(images, keep)
+
+
+def test_a_selection_does_not_depend_on_the_images_beside_it(ranker, images):
+    selector = LTRPSelector(ranker)
+    alone = torch.cat([selector(image[None], 5) for image in images])
+    assert torch.equal(selector(images, 5), alone)
+    assert torch.equal(selector(images.flip(0), 5).flip(0), alone)
+
+
+def test_ranking_in_filled_groups_gives_the_scores_of_each_image(ranker, images, monkeypatch):
+    alone = rank_images(ranker, images)
+    monkeypatch.setattr("ltrp_core.selector._AT_ONCE", {"cpu": 2})
+    torch.testing.assert_close(rank_images(ranker, images), alone)
+
+
+def test_selector_stays_frozen_inside_a_model_that_trains(images):
+    selector = LTRPSelector(create_ranker("vit_tiny", grid=GRID, patch_size=PATCH))
+    model = SelectedPatches(make_vit(), selector, keep=4).train()
+    assert model.vit.training
+    assert not any(module.training for module in selector.modules())
+    model(images).sum().backward()
+    assert all(parameter.grad is None for parameter in selector.parameters())
+    assert model.vit.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reg_tokens": 3}, {"reg_tokens": 2, "no_embed_class": True}, {"global_pool": "avg"},
+     {"class_token": False, "global_pool": "avg"}, {"pre_norm": True}, {"dynamic_img_size": True}],
+    ids=str,
+)  # fmt: skip
+@torch.no_grad()
+def test_a_transformer_with_all_patches_kept_is_the_transformer(ranker, images, options):
+    vit = make_vit(**options)
+    torch.testing.assert_close(
+        SelectedPatches(vit, LTRPSelector(ranker), keep=1.0)(images),
+        vit(images), atol=1e-5, rtol=1e-5,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_kept_patches_have_their_true_positions(ranker, images):
+    vit, selector = make_vit(), LTRPSelector(ranker)
+    kept = selector(images, 5).sort().values
+    # The slow way: all tokens with their positions, then those of the kept patches are taken.
+    tokens = vit._pos_embed(vit.patch_embed(images))
+    rows = torch.cat([torch.zeros(3, 1, dtype=torch.int64), kept + 1], dim=1)
+    gathered = torch.stack([tokens[i, rows[i]] for i in range(3)])
+    expected = vit.forward_head(vit.norm(vit.blocks(gathered)))
+    found = SelectedPatches(vit, selector, 5)(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(ranker):
+    other = timm.create_model("vit_tiny_patch16_224", img_size=96)
+    with pytest.raises(RequestError, match="load the ranker for its grid"):
+        SelectedPatches(other, LTRPSelector(ranker), 0.5)
+    with pytest.raises(RequestError, match="ResNet cannot be given some patches"):
+        SelectedPatches(timm.create_model("resnet10t"), LTRPSelector(ranker), 0.5)
+    with pytest.raises(RequestError, match="homogeneous must be a share"):
+        LTRPSelector(ranker, homogeneous=1.1)
+    with pytest.raises(RequestError, match="B >= 1"):
+        rank_images(ranker, torch.zeros(0, 3, SIZE, SIZE))
+
+
+def test_several_keeps_at_once_are_each_alone(images):
+    patches = patchify(images, 8)
+    scores = torch.rand(3, 64, generator=torch.Generator().manual_seed(3))
+    keeps = [1, 2, 20, 64]
+    for homogeneous in (0.0, 0.2, 1.0):
+        together = select_patches_at(scores, keeps, patches=patches, homogeneous=homogeneous)
+        for keep, found in zip(keeps, together, strict=True):
+            alone = select_patches(scores, keep, patches=patches, homogeneous=homogeneous)
+            assert torch.equal(found, alone)
+
+
+def test_the_package_is_imported_without_torch():
+    code = "import ltrp_core, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,149 @@
+"""`run`: all stages from one file; what is complete is skipped, what changed runs beside it."""
+
+import shutil
+
+import pytest
+import yaml
+from command_line import one_line_error, run
+
+from pipeline.run_config import read_config, recipes
+from pipeline.store import open_cache
+
+
+@pytest.fixture
+def config(shards, small_mae, tmp_path):
+    """A small run of every stage that needs no annotation, as a file."""
+    document = {
+        "out": str(tmp_path / "run"),
+        "shards": str(shards),
+        "stages": {
+            "score": {"mae": str(small_mae), "views": 2, "workers": 0},
+            "teacher": {"mae": str(small_mae), "partitions": 24, "workers": 0},
+            "train-ranker": {
+                "ranker": "vit_tiny",
+                "epochs": 2,
+                "batch_size": 6,
+                "base-lr": 0.02,
+                "checkpoint-every": 0.2,
+            },
+            "select": {"keep-ratio": [0.25, 0.5], "workers": 0},
+            "report": {"mae": str(small_mae), "images": 2},
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def states(*arguments, expect=0):
+    """Runs `run`; returns the state of every stage it names."""
+    out, err = run("run", *arguments, expect=expect)
+    lines = [line.split(": ") for line in (out + err).splitlines() if ": run" not in line[:5]]
+    found = ("complete", "to do", "left out")
+    return {line[0]: line[1] for line in lines if len(line) == 3 and line[1] in found}
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+ALL = ("score", "teacher", "train-ranker", "select", "report")
+
+
+@pytest.mark.slow
+def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(config, tmp_path):
+    out = tmp_path / "run"
+    assert states(config) == dict.fromkeys(ALL, "to do")
+    assert (out / "report" / "index.html").exists()
+    assert open_cache(out / "score").run["views"] == 2
+    before = times(out)
+    assert states(config) == dict.fromkeys(ALL, "complete")
+    assert times(out) == before
+
+    change = ("--set", "train-ranker.epochs=1")
+    expected = dict.fromkeys(("score", "teacher"), "complete")
+    expected |= dict.fromkeys(("train-ranker", "select", "report"), "to do")
+    assert states(config, *change, "--dry-run") == expected
+    assert times(out) == before
+    assert states(config, *change) == expected
+    assert before.items() <= times(out).items()  # nothing was overwritten or deleted
+    # Back again: the first run's stages are still there.
+    assert states(config) == dict.fromkeys(ALL, "complete")
+
+
+@pytest.mark.slow
+def test_stages_can_be_run_alone_or_from_one_on(config, tmp_path, shards, photographs, make_tar):
+    assert states(config, "--only", "score")["score"] == "to do"
+    assert set(states(config, "--dry-run").values()) == {"complete", "to do"}
+    _, err = run("run", config, "--only", "train-ranker", expect=2)
+    assert "train-ranker needs the output of stage teacher, which is not complete" in err
+    assert one_line_error("run", config, "--only", "train").endswith(
+        "run.yaml has score, teacher, train-ranker, select, report"
+    )
+    units = set(open_cache(tmp_path / "run" / "score").units)
+    make_tar(shards / "part-9.tar", [("more.jpg", photographs["cat_0"])])
+    assert states(config, "--only", "score")["score"] == "to do"
+    # A further shard goes into the cache that is there.
+    assert units < set(open_cache(tmp_path / "run" / "score").units)
+    assert len([p for p in (tmp_path / "run").iterdir() if p.name.startswith("score-")]) == 1
+
+
+def test_output_that_was_deleted_is_made_again(config, tmp_path):
+    only = (config, "--only", "score")
+    states(*only)
+    shutil.rmtree((tmp_path / "run" / "score").resolve())
+    assert states(config, "--dry-run")["score"] == "to do"
+    states(*only)
+    assert len(open_cache(tmp_path / "run" / "score").units) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["score.viewz=3"], "run.yaml: stage score: no option 'viewz'; did you mean views?"),
+        (["score.views=many"], "run.yaml: stage score: Invalid value for '--views'"),
+        (["report.images=0"], "run.yaml: stage report: --images is 0, out of range"),
+        (["score.pixels=1"], "run.yaml: stage score: pixels is true or false, not 1"),
+        (["score.views=[1, 2]"], "run.yaml: stage score: views takes one value, not 2"),
+        (["select.ranker=$rankers"], "stage select: $rankers is no stage that runs before it"),
+        (["scor.views=1"], "unknown stage of --set 'scor'; did you mean score?"),
+        (["score"], "--set score: write STAGE.OPTION=VALUE"),
+        (["sharts=x"], "run.yaml: unknown key 'sharts'; there are out, shards, stages"),
+        (["score.mae="], "stage score: Missing option '--mae'"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_run(config, tmp_path, changes, message):
+    options = [word for change in changes for word in ("--set", change)]
+    assert message in one_line_error("run", config, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_another_form_is_refused(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    assert "cannot be read" in one_line_error("run", path)
+    for text, message in (
+        ("stages: [score]", "stages must be a mapping"),
+        ("stages: {}", "stages is empty; name one of pack, pretrain-mae"),
+        ("stages: {scores: {}}", "unknown stage 'scores'; did you mean score?"),
+        ("a: [", "is no YAML"),
+        ("!!python/object/apply:os.system ['true']", "is no YAML"),
+    ):
+        path.write_text(text)
+        assert message in one_line_error("run", path)
+
+
+def test_every_recipe_can_be_run(shards, tmp_path):
+    """All options of all stages are checked before the first is run."""
+    assert recipes() == ["eight_gpus", "laptop", "paper"]
+    for name in recipes():
+        out, _ = run("run", name, "--dry-run", "--set", f"shards={shards}")
+        commands = [line for line in out.splitlines() if line.startswith("  ltrp-pipeline ")]
+        assert len(commands) == len(read_config(name).sections) >= 3
+        assert all("--out run/" in line for line in commands)
+
+
+def test_what_a_stage_fails_with_ends_the_run(config, shards, tmp_path):
+    (shards / "part-1.tar").write_bytes(b"no tar at all")
+    found = states(config, expect=1)
+    assert found == {"score": "to do"}
+    assert states(config, "--dry-run")["score"] == "to do"

@@ -1,0 +1,174 @@
+"""`select` as a user runs it: sources, wrong input, going on, and the table of what was kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import one_line_error, run
+from PIL import Image
+
+from ltrp_core.rankers import create_ranker, save_ranker
+from ltrp_core.selection import num_kept, select_patches
+from pipeline.store import open_cache
+
+BASELINE = ("--baseline", "center", "--image-size", "48", "--patch-size", "8")
+
+
+@pytest.fixture(scope="module")
+def ranker_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("ranker")
+    save_ranker(create_ranker("vit_tiny", grid=6, patch_size=8), folder, {})
+    return folder
+
+
+def select(shards, out, *options, expect=0):
+    return run("select", "--shards", shards, "--out", out, *options, expect=expect)
+
+
+def files_of(cache):
+    """Content of all files that must not depend on how a run went."""
+    return {
+        path.relative_to(cache).as_posix(): path.read_bytes()
+        for path in sorted(Path(cache).rglob("*"))
+        if path.is_file() and "log" not in path.relative_to(cache).parts
+    }
+
+
+def assert_table_is(cache, rows):
+    """Checks selections.parquet against the arrays of the units."""
+    table = pq.read_table(Path(cache.url) / "selections.parquet").to_pylist()
+    assert len(table) == rows
+    found = {(row["unit"], row["key"]): row for row in table}
+    assert len(found) == rows
+    for unit in cache.units:
+        arrays = cache.read(unit)
+        for number, key in enumerate(arrays["key"].tolist()):
+            row = found[unit, key]
+            assert [row["height"], row["width"]] == arrays["size"][number].tolist()
+            assert row["crop"] == arrays["crop"][number, 0].tolist()
+            assert row["flip"] == arrays["flip"][number, 0]
+            for ratio in cache.run["keep_ratio"]:
+                kept = arrays[f"kept_{ratio:g}"][number]
+                assert row[f"kept_{ratio:g}"] == kept.tolist()
+
+
+@pytest.mark.parametrize("store", ["zarr", "webdataset"])
+def test_a_ranker_s_selections_are_stored_and_tabled(shards, ranker_folder, tmp_path, store):
+    select(shards, tmp_path / "s", "--ranker", ranker_folder, "--store", store)
+    cache = open_cache(tmp_path / "s")
+    assert cache.run["source"] == "ranker"
+    assert (cache.run["image_size"], cache.run["patch_size"]) == (48, 8)
+    assert len(cache.run["ranker_sha256"]) == 64
+    assert_table_is(cache, 12)
+    run("verify", tmp_path / "s", "--deep")
+
+
+def test_the_teacher_s_mean_scores_select_on_its_recorded_views(shards, small_mae, tmp_path):
+    run("score", "--shards", shards, "--mae", small_mae, "--out", tmp_path / "c", "--views", 1,
+        "--sampler", "cover", "--partitions", 12, "--mask-ratio", 0.75)  # fmt: skip
+    select(shards, tmp_path / "s", "--teacher", tmp_path / "c", "--crop", "train",
+           "--keep-ratio", 0.5, "--homogeneous", 0)  # fmt: skip
+    cache, teacher = open_cache(tmp_path / "s"), open_cache(tmp_path / "c")
+    assert cache.run["source"] == "teacher"
+    assert cache.run["teacher_run"] == teacher.run_id
+    for unit in cache.units:
+        ours, theirs = cache.read(unit), teacher.read(unit)
+        for name in ("key", "crop", "flip"):
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        for row in range(len(ours["key"])):
+            visible, score = (theirs[name][row].reshape(-1) for name in ("visible", "score"))
+            means = [score[visible == patch].astype(float).mean() for patch in range(36)]
+            np.testing.assert_array_equal(ours["teacher_score"][row], np.float16(np.float32(means)))
+            kept = select_patches(torch.tensor(means)[None].float(), num_kept(0.5, 36))
+            assert ours["kept_0.5"][row].tolist() == kept[0].tolist()
+
+    complaint = one_line_error("select", "--shards", shards, "--teacher", tmp_path / "c",
+                               "--out", tmp_path / "x")  # fmt: skip
+    assert "the views of --teacher are train; say --crop train" in complaint
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_key_that_the_teacher_lacks_is_named(shards, small_mae, tmp_path):
+    run("score", "--shards", shards / "part-0.tar", "--mae", small_mae, "--out", tmp_path / "c",
+        "--crop", "eval", "--views", 1, "--sampler", "cover", "--partitions", 12,
+        "--mask-ratio", 0.75)  # fmt: skip
+    arguments = ("--teacher", tmp_path / "c")
+    out, err = select(shards / "part-1.tar", tmp_path / "s", *arguments, expect=1)
+    assert "no scores of 'cat_0'" in out + err
+    select(shards / "part-0.tar", tmp_path / "s", *arguments)
+    assert_table_is(open_cache(tmp_path / "s"), 4)
+
+
+def test_a_teacher_that_does_not_cover_is_refused(shards, small_mae, tmp_path):
+    run("score", "--shards", shards / "part-0.tar", "--mae", small_mae, "--out", tmp_path / "c",
+        "--crop", "eval", "--views", 1, "--partitions", 1)  # fmt: skip
+    complaint = one_line_error("select", "--shards", shards, "--teacher", tmp_path / "c",
+                               "--out", tmp_path / "s")  # fmt: skip
+    assert "make it with score --sampler cover" in complaint
+
+
+def test_a_run_in_two_parts_equals_one(shards, tmp_path):
+    select(shards, tmp_path / "once", *BASELINE)
+    select(shards / "part-1.tar", tmp_path / "parts", *BASELINE)
+    assert_table_is(open_cache(tmp_path / "parts"), 4)
+    select(shards, tmp_path / "parts", *BASELINE, "--batch-size", 1)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "once")
+    (tmp_path / "parts" / "selections.parquet").write_bytes(b"not a table")
+    select(shards, tmp_path / "parts", *BASELINE)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "once")
+
+
+@pytest.mark.parametrize("source", ["baseline", "teacher"])
+def test_selections_of_any_source_are_evaluated_and_shown(shards, small_mae, tmp_path, source):
+    run("score", "--shards", shards, "--mae", small_mae, "--out", tmp_path / "c", "--crop",
+        "resize", "--views", 1, "--sampler", "cover", "--mask-ratio", 0.75)  # fmt: skip
+    options = BASELINE if source == "baseline" else ("--teacher", tmp_path / "c")
+    select(shards, tmp_path / "s", *options, "--crop", "resize")
+    (tmp_path / "masks").mkdir()
+    for subject in ("astronaut", "cat", "coffee"):
+        for number in range(4):
+            mask = np.zeros((150, 180), np.uint8)
+            mask[30:90, 60:140] = 255
+            Image.fromarray(mask).save(tmp_path / "masks" / f"{subject}_{number}.png")
+    table, err = run("evaluate", "patches", "--selections", tmp_path / "s", "--annotations",
+                     tmp_path / "masks", "--teacher", tmp_path / "c",
+                     "--out", tmp_path / "e")  # fmt: skip
+    name = "center" if source == "baseline" else "the teacher's scores"
+    assert f"what `select` kept by {name}; no ranker did" in " ".join((table + err).split())
+    run("report", "--selections", tmp_path / "s", "--shards", shards, "--mae", small_mae,
+        "--teacher", tmp_path / "c", "--evaluation", tmp_path / "e",
+        "--out", tmp_path / "report")  # fmt: skip
+    assert (tmp_path / "report" / "index.html").stat().st_size > 0
+
+    select(shards, tmp_path / "other", *BASELINE)
+    complaint = one_line_error("evaluate", "patches", "--selections", tmp_path / "other",
+        "--annotations", tmp_path / "masks", "--teacher", tmp_path / "c",
+        "--out", tmp_path / "e2")  # fmt: skip
+    assert "score with --crop eval --sampler cover" in complaint
+
+
+def test_another_source_is_another_run(shards, ranker_folder, tmp_path):
+    select(shards, tmp_path / "s", *BASELINE)
+    for options in (("--ranker", ranker_folder), ("--baseline", "random", *BASELINE[2:])):
+        complaint = one_line_error("select", "--shards", shards, "--out", tmp_path / "s", *options)
+        assert "baseline" in complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "exactly one of --ranker, --teacher, --baseline"),
+        (("--ranker", "r", "--baseline", "center"), "exactly one of"),
+        (("--baseline", "middle"), "baseline 'middle'"),
+        (("--ranker", "nowhere"), "no ranker in 'nowhere'"),
+        (("--teacher", "nowhere"), "nowhere"),
+        (("--baseline", "center", "--image-size", "100"), "does not divide into patches of 16"),
+    ],
+)
+def test_wrong_input_is_one_line(shards, tmp_path, options, message):
+    out = tmp_path / "s"
+    assert message in one_line_error("select", "--shards", shards, "--out", out, *options)
+    assert not out.exists()
