@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ltrp_core.errors import RequestError
 from pipeline.store.receipts import replace_text
+from pipeline.tables import aligned, markdown, write_csv, write_parquet
 from stages.evaluate_patches import (
     IMAGE_COLUMNS,
     MEASURES,
@@ -33,7 +32,7 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
     return "\n".join(
         line
         for group in _groups(rows)
-        for line in (_title(group), *_aligned(_mean_cells(group)), _INTERVALS)
+        for line in (_title(group), *aligned(_mean_cells(group)), _INTERVALS)
     )
 
 
@@ -45,7 +44,7 @@ def format_differences(rows: Sequence[DifferenceRow]) -> str:
     return "\n".join(
         line
         for group in _groups(rows)
-        for line in (_difference_title(group), *_aligned(_difference_cells(group)), _INTERVALS)
+        for line in (_difference_title(group), *aligned(_difference_cells(group)), _INTERVALS)
     )
 
 
@@ -64,12 +63,12 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
     replace_text(folder / "evaluation.txt", "\n\n".join(text) + "\n")
     replace_text(folder / "evaluation.md", _markdown_page(rows, differences))
     for name, table in (("evaluation", rows), ("evaluation_differences", differences)):
-        _write_csv(folder / f"{name}.csv", table)
-        _write_parquet(
+        write_csv(folder / f"{name}.csv", table)
+        write_parquet(
             folder / f"{name}.parquet",
             pa.Table.from_pylist([dataclasses.asdict(row) for row in table]),
         )
-    _write_parquet(folder / "evaluation_images.parquet", _images(evaluation))
+    write_parquet(folder / "evaluation_images.parquet", _images(evaluation))
 
 
 def read_rows(folder: Path, categories: str | None = None) -> list[EvaluationRow]:
@@ -171,45 +170,11 @@ def _figures(row: Any, prefix: str = "", sign: str = "") -> list[str]:
     return cells
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Returns lines of equal columns, a rule where the first cell changes."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines, previous = [], ""
-    for line in cells:
-        if previous and line[0] != previous:
-            lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
-        previous = line[0]
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        lines.append("  ".join(padded).rstrip())
-    return lines
-
-
 def _markdown_page(rows: Sequence[EvaluationRow], differences: Sequence[DifferenceRow]) -> str:
     parts = []
     for group in _groups(rows):
-        parts += [f"{_title(group)} {_INTERVALS}", _markdown(_mean_cells(group))]
-        parts += ["Pooled over the same images", _markdown(_pooled_cells(group))]
+        parts += [f"{_title(group)} {_INTERVALS}", markdown(_mean_cells(group))]
+        parts += ["Pooled over the same images", markdown(_pooled_cells(group))]
     for group in _groups(differences):
-        parts += [_difference_title(group), _markdown(_difference_cells(group))]
+        parts += [_difference_title(group), markdown(_difference_cells(group))]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown(cells: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
-    lines.insert(1, "|" + " --- |" * (lines[0].count(" | ") + 1))
-    return "\n".join(lines)
-
-
-def _write_csv(path: Path, rows: Sequence[EvaluationRow] | Sequence[DifferenceRow]) -> None:
-    text = io.StringIO()
-    names = [field.name for field in dataclasses.fields(rows[0])] if rows else []
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    replace_text(path, text.getvalue())
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(table, temporary, write_page_checksum=True)
-    temporary.replace(path)

@@ -27,6 +27,7 @@ def config(shards, small_mae, tmp_path):
                 "checkpoint-every": 0.2,
             },
             "select": {"keep-ratio": [0.25, 0.5], "workers": 0},
+            "evaluate-ranking": None,
             "report": {"mae": str(small_mae), "images": 2},
         },
     }
@@ -47,7 +48,7 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-ALL = ("score", "teacher", "train-ranker", "select", "report")
+ALL = ("score", "teacher", "train-ranker", "select", "evaluate-ranking", "report")
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(config, tmp
 
     change = ("--set", "train-ranker.epochs=1")
     expected = dict.fromkeys(("score", "teacher"), "complete")
-    expected |= dict.fromkeys(("train-ranker", "select", "report"), "to do")
+    expected |= dict.fromkeys(ALL[2:], "to do")
     assert states(config, *change, "--dry-run") == expected
     assert times(out) == before
     assert states(config, *change) == expected
@@ -78,7 +79,7 @@ def test_stages_can_be_run_alone_or_from_one_on(config, tmp_path, shards, photog
     _, err = run("run", config, "--only", "train-ranker", expect=2)
     assert "train-ranker needs the output of stage teacher, which is not complete" in err
     assert one_line_error("run", config, "--only", "train").endswith(
-        "run.yaml has score, teacher, train-ranker, select, report"
+        "run.yaml has score, teacher, train-ranker, select, evaluate-ranking, report"
     )
     units = set(open_cache(tmp_path / "run" / "score").units)
     make_tar(shards / "part-9.tar", [("more.jpg", photographs["cat_0"])])

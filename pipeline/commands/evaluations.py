@@ -12,6 +12,7 @@ from pipeline.annotations import FORMATS
 from pipeline.commands.options import PATH, config_options, finish, out_option
 from pipeline.progress import open_progress
 from stages.evaluate_patches import EvaluateConfig
+from stages.evaluate_ranking import RankingConfig
 
 
 @click.group()
@@ -73,4 +74,25 @@ def patches(
         progress=open_progress(),
     )
     click.echo((out / "evaluation.txt").read_text("utf-8"), nl=False)
+    return finish(summary)
+
+
+@evaluate.command("ranking")
+@click.argument("first")
+@click.argument("second")
+@out_option("ranking")
+@config_options(RankingConfig)
+def ranking(first: str, second: str, out: Path, **options: Any) -> int:
+    """Compare the order of patches by two sources of scores.
+
+    FIRST and SECOND are caches of `select`, or of `score --sampler cover`: a ranker and its
+    teacher, two rankers, two draws of a teacher. Images are joined by key and must have the same
+    views. Of a teacher that scored every patch twice it also tells how much of its order is noise.
+
+    Example: ltrp-pipeline evaluate ranking selections teacher --out ranking
+    """
+    from pipeline.ranking_evaluation import run_evaluate_ranking
+
+    summary = run_evaluate_ranking(RankingConfig(**options), first, second, out, open_progress())
+    click.echo((out / "ranking.txt").read_text("utf-8"), nl=False)
     return finish(summary)

@@ -26,6 +26,7 @@ from pipeline.stage_state import (
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.evaluate_patches import EvaluateConfig
+from stages.evaluate_ranking import RankingConfig
 from stages.pack import PackConfig
 from stages.pretrain_mae import PretrainConfig
 from stages.report import ReportConfig
@@ -40,6 +41,7 @@ _CONFIGS: Mapping[str, tuple[type[Any], ...]] = {
     "train-ranker": (TrainRankerConfig, RunOptions),
     "select": (SelectConfig, UnitOptions),
     "evaluate-patches": (EvaluateConfig,),
+    "evaluate-ranking": (RankingConfig,),
     "report": (ReportConfig,),
 }
 _HOW_ONLY = frozenset({"out", "workers", "ray_address", "shard_timeout"})
@@ -218,7 +220,7 @@ def _arguments(
         for name in ([opt.removeprefix("--") for opt in param.opts])
     }
     line: list[str] = []
-    positional: list[str] = []
+    positional: dict[str, str] = {}
     for key, value in {**options, "out": out}.items():
         if key not in params:
             close = difflib.get_close_matches(key, params, n=1)
@@ -226,10 +228,11 @@ def _arguments(
             raise RequestError(f"{config.where}: stage {section.name}: no option {key!r}; {hint}")
         param = params[key]
         if isinstance(param, click.Argument):
-            positional.append(str(value))
+            positional[str(param.name)] = str(value)
             continue
         line += _words(config, section, key, param, value)
-    return [*positional, *line]
+    names = [str(param.name) for param in _command(section.command).params]
+    return [*(positional[name] for name in names if name in positional), *line]
 
 
 def _words(

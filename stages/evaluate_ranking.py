@@ -1,0 +1,313 @@
+"""How two sources of scores agree on the order of patches, and how flat a teacher's order is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ltrp_core.errors import RequestError
+from ltrp_core.partitions import num_visible
+from ltrp_core.patch_metrics import bootstrap_interval
+from ltrp_core.plateaus import Plateaus, map_with_noise, plateaus
+from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top_k_overlap
+from ltrp_core.repeatability import label_repeatability
+from ltrp_core.selection import num_kept
+from stages.options import check_ranges, option
+from stages.protocols import Arrays, CacheReader, Progress, Summary
+
+DECILES = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingConfig:
+    """Options of `evaluate ranking`."""
+
+    keep_ratio: tuple[float, ...] = option(
+        (0.25, 0.5, 0.75), low=0.0, high=1.0, help="the k of the overlap of the k best; repeatable"
+    )
+    top: int = option(10, low=1, help="places that NDCG counts")
+    bootstrap_draws: int = option(1000, low=1, help="resamples behind each 95 % interval")
+    seed: int = option(0, help="of the bootstrap")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgreementRow:
+    """One measure of agreement: its mean over images."""
+
+    measure: str
+    """`tau`, `rho`, `ndcgN`, or `overlap` of the k best"""
+    keep_ratio: float | None
+    """Of an overlap"""
+    mean: float
+    low: float
+    high: float
+    by_chance: float
+    """What a random order has in expectation; nan where no formula says it"""
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlateauRow:
+    """A tenth of the teacher's order, the best patches first; means over images."""
+
+    source: str
+    """`first` or `second`"""
+    tenth: int
+    """From 1"""
+    flat: float
+    """Share of neighbors that differ by less than the standard error of their difference"""
+    flat_low: float
+    flat_high: float
+    width: float
+    """Other patches that a patch cannot be told from"""
+    score: float
+    """Mean score, 1 = the image's largest, 0 = its smallest"""
+    num_images: int
+
+
+@dataclass(slots=True)
+class RankingEvaluation:
+    """What is measured."""
+
+    agreement: list[AgreementRow]
+    plateau: list[PlateauRow]
+    images: dict[str, list[Any]]
+    """Of every image: key, and each measure of agreement"""
+
+
+@dataclass(slots=True)
+class _Source:
+    """Score maps of a cache, found by key."""
+
+    name: str
+    cache: CacheReader
+    grid: int
+    places: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, name: str, cache: CacheReader) -> _Source:
+        """Reads the keys.
+
+        Raises:
+            RequestError: neither selections nor scores of every patch of one view an image.
+        """
+        run = cache.run
+        source = cls(name, cache, int(run["image_size"]) // int(run["patch_size"]))
+        if run.get("stage") == "score":
+            if run["sampler"] != "cover" or int(run["views"]) != 1:
+                raise RequestError(
+                    f"the {name} cache has no whole score maps of one view an image; score with "
+                    "--sampler cover --views 1"
+                )
+        elif run.get("stage") != "select":
+            raise RequestError(f"the {name} cache is of {run.get('stage')!r}, not score or select")
+        for unit in cache.units:
+            for row, key in enumerate(cache.read(unit, ["key"])["key"].tolist()):
+                if key in source.places:
+                    raise RequestError(f"the {name} cache has the key {key!r} twice")
+                source.places[key] = unit, row
+        return source
+
+    @property
+    def partitions_a_round(self) -> int | None:
+        """Partitions that score every patch once; None of selections."""
+        if self.cache.run["stage"] != "score":
+            return None
+        length = self.grid**2
+        return -(-length // num_visible(length, float(self.cache.run["mask_ratio"])))
+
+    def read(self, unit: str) -> Arrays:
+        """Returns key, size, crop, flip and `map` (N, L) of a unit; of a teacher `error` too."""
+        run, length = self.cache.run, self.grid**2
+        place = ["key", "size", "crop", "flip"]
+        if run["stage"] == "select":
+            name = f"{run.get('source', 'ranker')}_score"
+            arrays = self.cache.read(unit, [*place, name])
+            arrays["map"] = arrays.pop(name).astype(np.float64)
+            return arrays
+        arrays = self.cache.read(unit, [*place, "visible", "score"])
+        lists = (len(arrays["key"]), -1, arrays["visible"].shape[-1])
+        visible = arrays["visible"].reshape(lists).astype(np.int64)
+        score = arrays["score"].reshape(lists)
+        if len(visible):
+            arrays["map"], arrays["error"] = map_with_noise(visible, score, length)
+        else:
+            arrays["map"], arrays["error"] = np.zeros((0, length)), np.zeros((0, length))
+        arrays["visible"], arrays["score"] = visible, score
+        return arrays
+
+
+def run(
+    config: RankingConfig, *, first: CacheReader, second: CacheReader, progress: Progress
+) -> tuple[RankingEvaluation, Summary]:
+    """Returns how `first` orders the patches of each image that both have, judged by `second`.
+
+    tau, rho and the overlap are symmetric; NDCG takes the second source for the truth.
+
+    Raises:
+        RequestError: caches without score maps, of different grids or views, or no image in common.
+    """
+    started = time.monotonic()
+    sources = _Source.open("first", first), _Source.open("second", second)
+    if sources[0].grid != sources[1].grid:
+        raise RequestError(
+            f"the first cache has a grid of {sources[0].grid} x {sources[0].grid} patches, the "
+            f"second one of {sources[1].grid} x {sources[1].grid}; nothing can be compared"
+        )
+    summary = Summary(stage="evaluate ranking", done=1)
+    images: dict[str, list[Any]] = {"key": []}
+    with progress.task("compare", len(first.units), "units") as bar:
+        for keys, ours, theirs in _pairs(sources):
+            summary.n_ok += len(keys)
+            images["key"] += keys
+            for name, values in _measures(config, ours, theirs).items():
+                images.setdefault(name, []).extend(values.tolist())
+            bar.advance(1)
+    if not summary.n_ok:
+        raise RequestError(
+            "the two caches have no image in common: a key of the first is "
+            f"{next(iter(sources[0].places), None)!r}, of the second "
+            f"{next(iter(sources[1].places), None)!r}"
+        )
+    alone = [len(source.places) - summary.n_ok for source in sources]
+    for source, count in zip(sources, alone, strict=True):
+        if count:
+            summary.notes.append(f"{count} image(s) are in the {source.name} cache only")
+    plateau = [row for source in sources for row in _plateau(config, source, summary)]
+    rows = [
+        _row(config, name, np.array(v), sources[0].grid ** 2)
+        for name, v in images.items()
+        if name != "key"
+    ]
+    summary.seconds = time.monotonic() - started
+    return RankingEvaluation(rows, plateau, images), summary
+
+
+def _pairs(
+    sources: Sequence[_Source],
+) -> Iterator[tuple[list[str], NDArray[np.float64], NDArray[np.float64]]]:
+    """Yields the keys and maps of the images that both have, a unit of the first at a time.
+
+    Raises:
+        RequestError: an image whose views differ, or with patches that were never scored.
+    """
+    first, second = sources
+    opened: tuple[str, Arrays] = ("", {})
+    for unit in first.cache.units:
+        ours = first.read(unit)
+        keys: list[str] = []
+        maps: list[tuple[Any, Any]] = []
+        for row, key in enumerate(ours["key"].tolist()):
+            if key not in second.places:
+                continue
+            other, place = second.places[key]
+            if other != opened[0]:
+                opened = (other, second.read(other))
+            theirs = opened[1]
+            for name in ("size", "crop", "flip"):
+                if not np.array_equal(ours[name][row], theirs[name][place]):
+                    raise RequestError(
+                        f"{key!r} has another {name} in the second cache than in the first "
+                        f"({theirs[name][place].tolist()}, {ours[name][row].tolist()}): they are "
+                        "of other views; score and select with the same --crop"
+                    )
+            for source, values in ((first, ours["map"][row]), (second, theirs["map"][place])):
+                if not np.isfinite(values).all():
+                    raise RequestError(
+                        f"the partitions of {key!r} in the {source.name} cache leave patches "
+                        "unscored; score with more --partitions"
+                    )
+            keys.append(key)
+            maps.append((ours["map"][row], theirs["map"][place]))
+        if keys:
+            a, b = zip(*maps, strict=True)
+            yield keys, np.stack(a), np.stack(b)
+
+
+def _measures(
+    config: RankingConfig, ours: NDArray[np.float64], theirs: NDArray[np.float64]
+) -> Mapping[str, NDArray[np.float64]]:
+    a, b = torch.from_numpy(ours), torch.from_numpy(theirs)
+    found = {
+        "tau": kendall_tau_b(a, b),
+        "rho": spearman_rho(a, b),
+        f"ndcg{config.top}": ndcg(a, b, top=config.top),
+    }
+    for ratio in config.keep_ratio:
+        found[f"overlap_{ratio:g}"] = top_k_overlap(a, b, num_kept(ratio, a.shape[1]))
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def _row(
+    config: RankingConfig, name: str, values: NDArray[np.float64], length: int
+) -> AgreementRow:
+    low, high = bootstrap_interval(values, seed=config.seed, draws=config.bootstrap_draws)
+    measure, _, ratio = name.partition("_")
+    by_chance = num_kept(float(ratio), length) / length if ratio else 0.0
+    return AgreementRow(
+        measure=measure,
+        keep_ratio=float(ratio) if ratio else None,
+        mean=float(np.nanmean(values)) if np.isfinite(values).any() else float("nan"),
+        low=low,
+        high=high,
+        by_chance=float("nan") if measure.startswith("ndcg") else by_chance,
+        num_images=int(np.isfinite(values).sum()),
+    )
+
+
+def _plateau(config: RankingConfig, source: _Source, summary: Summary) -> list[PlateauRow]:
+    """Returns the tenths of a teacher's order; none of selections, nor of patches scored once."""
+    rounds = source.partitions_a_round
+    if rounds is None:
+        return []
+    if int(source.cache.run["partitions"]) < 2 * rounds:
+        summary.notes.append(
+            f"how flat the {source.name} cache's order is cannot be told: its patches were scored "
+            f"once; score with --partitions {2 * rounds} or more"
+        )
+        return []
+    parts: list[Plateaus] = []
+    visible, score = [], []
+    for unit in source.cache.units:
+        arrays = source.read(unit)
+        if len(arrays["key"]):
+            parts.append(plateaus(arrays["map"], arrays["error"], DECILES))
+            visible.append(arrays["visible"][:, None])
+            score.append(arrays["score"][:, None])
+    if not parts:
+        return []
+    twice = label_repeatability(
+        np.concatenate(visible), np.concatenate(score), source.grid**2, groups=rounds
+    )
+    summary.notes.append(
+        f"two draws of the {source.name} cache's teacher agree with tau {twice.tau:.3f} "
+        f"({int(source.cache.run['partitions']) // rounds // 2} x each patch)"
+    )
+    flat, width, height = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("flat", "width", "score")
+    )
+    draws = {"seed": config.seed, "draws": config.bootstrap_draws}
+    intervals = [bootstrap_interval(flat[:, tenth], **draws) for tenth in range(DECILES)]
+    return [
+        PlateauRow(
+            source=source.name,
+            tenth=tenth + 1,
+            flat=float(flat[:, tenth].mean()),
+            flat_low=low,
+            flat_high=high,
+            width=float(width[:, tenth].mean()),
+            score=float(height[:, tenth].mean()),
+            num_images=len(flat),
+        )
+        for tenth, (low, high) in enumerate(intervals)
+    ]
