@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from ltrp_core.errors import RequestError
 from pipeline.store.cache import open_cache
 from pipeline.store.receipts import replace_text
 from pipeline.tables import aligned, markdown, write_csv, write_parquet
@@ -17,6 +20,27 @@ from stages.protocols import Progress, Summary
 
 _TITLES = {"tau": "Kendall tau-b", "rho": "Spearman rho"}
 _WIDTH_INCHES, _HEIGHT_INCHES = 6.4, 3.6
+
+
+Table = tuple[str, list[tuple[str, ...]]]
+"""A title, and rows of cells, the first of them the head"""
+
+
+def read_tables(folder: Path) -> list[Table]:
+    """Returns the tables that `run_evaluate_ranking` wrote into `folder`.
+
+    Raises:
+        RequestError: there are none.
+    """
+    try:
+        read = functools.partial(pq.read_table, page_checksum_verification=True)
+        agreement = [AgreementRow(**r) for r in read(folder / "agreement.parquet").to_pylist()]
+        plateau = [PlateauRow(**r) for r in read(folder / "plateau.parquet").to_pylist()]
+    except (OSError, TypeError, pa.ArrowException) as error:
+        raise RequestError(
+            f"{folder} is no --out folder of `evaluate ranking` ({' '.join(str(error).split())})"
+        ) from error
+    return _tables(agreement, plateau)
 
 
 def run_evaluate_ranking(
@@ -31,10 +55,7 @@ def run_evaluate_ranking(
         config, first=open_cache(first), second=open_cache(second), progress=progress
     )
     out.mkdir(parents=True, exist_ok=True)
-    tables = [("how the two orders agree", _agreement_cells(found.agreement))]
-    if found.plateau:
-        title = "how flat the teacher's order is, best patches first"
-        tables.append((title, _plateau_cells(found.plateau)))
+    tables = _tables(found.agreement, found.plateau)
     text = "\n\n".join("\n".join([title, *aligned(cells, rules=False)]) for title, cells in tables)
     page = "\n\n".join(f"{title}\n\n{markdown(cells)}" for title, cells in tables)
     replace_text(out / "ranking.txt", f"{text}\n[ ]: 95 % bootstrap intervals over images\n")
@@ -50,6 +71,14 @@ def run_evaluate_ranking(
         _draw(found.plateau, out / "plateau")
     summary.output = str(out)
     return summary
+
+
+def _tables(agreement: Sequence[AgreementRow], plateau: Sequence[PlateauRow]) -> list[Table]:
+    tables = [("how the two orders agree", _agreement_cells(agreement))]
+    if plateau:
+        title = "how flat the teacher's order is, best patches first"
+        tables.append((title, _plateau_cells(plateau)))
+    return tables
 
 
 def _agreement_cells(rows: Sequence[AgreementRow]) -> list[tuple[str, ...]]:

@@ -44,6 +44,7 @@ _FED_BY: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "mae": ("$pretrain-mae/mae.safetensors",),
         "teacher": ("$teacher",),
         "evaluation": ("$evaluate-patches",),
+        "ranking": ("$evaluate-ranking",),
         "training": ("$pretrain-mae", "$train-ranker"),
         "cache": ("$score",),
     },

@@ -16,6 +16,7 @@ from pipeline.annotations import open_annotations
 from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import read_samples
+from pipeline.ranking_evaluation import read_tables
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.run_log import images_per_second
 from pipeline.store.cache import Cache, open_cache
@@ -39,6 +40,7 @@ def run_report(
     out: Path,
     progress: Progress,
     cache: Sequence[str | Path] = (),
+    ranking: Sequence[Path] = (),
 ) -> Summary:
     """Writes the page into `out`/index.html.
 
@@ -55,6 +57,7 @@ def run_report(
         out: a new or empty folder, or an earlier report, which is replaced.
         progress: counts the images.
         cache: further caches that are described beside `teacher` and `selections`.
+        ranking: of `evaluate ranking`.
 
     Raises:
         RequestError: an input is missing, is no such thing or does not fit the others.
@@ -92,6 +95,7 @@ def run_report(
         gallery=gallery,
         rows=_evaluation_rows(evaluation) if evaluation is not None else [],
         differences=_differences(evaluation) if evaluation is not None else [],
+        ranking=[table for folder in ranking for table in read_tables(folder)],
         attention=list(_attention(model, training, selected, gallery, summary)),
         curves=curves,
         caches=[read_cache_figures(found) for found in caches],

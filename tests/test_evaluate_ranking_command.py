@@ -72,6 +72,24 @@ def test_a_selection_by_the_teacher_has_its_order(caches, tmp_path):
     assert all(row["mean"] > 0.97 for row in rows)  # maps of selections are float16
 
 
+def test_the_report_shows_the_tables(caches, shards, small_mae, tmp_path):
+    teacher, _, selected = caches
+    run("evaluate", "ranking", selected, teacher, "--out", tmp_path / "r")
+    run(
+        "report", "--selections", selected, "--shards", shards, "--mae", small_mae, "--images", 1,
+        "--ranking", tmp_path / "r", "--out", tmp_path / "page",
+    )  # fmt: skip
+    page = (tmp_path / "page" / "index.html").read_text()
+    tau = pq.read_table(tmp_path / "r" / "agreement.parquet").to_pylist()[0]["mean"]
+    assert f'<th scope="row">Kendall tau-b</th><td class="number">{tau:.3f}</td>' in page
+    assert "patches within noise" in page
+    message = last_line(
+        "report", "--selections", selected, "--shards", shards, "--mae", small_mae,
+        "--ranking", teacher, "--out", tmp_path / "none",
+    )  # fmt: skip
+    assert "is no --out folder of `evaluate ranking`" in message
+
+
 def test_wrong_input_is_one_line(caches, shards, small_mae, photo_folder, tmp_path):
     teacher, _, _ = caches
     compare = ("evaluate", "ranking", teacher)

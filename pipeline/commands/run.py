@@ -193,6 +193,12 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
     multiple=True,
     help="--out folders of the training stages, for curves and the ranker's attention",
 )
+@click.option(
+    "--ranking",
+    type=PATH,
+    multiple=True,
+    help="--out folders of `evaluate ranking`, for the tables",
+)
 @click.option("--cache", multiple=True, help="more caches to describe: --out folders of `score`")
 @out_option("report")
 @config_options(ReportConfig)

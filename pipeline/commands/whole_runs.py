@@ -48,7 +48,7 @@ _HOW_ONLY = frozenset({"out", "workers", "ray_address", "shard_timeout"})
 """Parameters of commands that change no number, beside those that configs say of themselves."""
 _PATHS = frozenset(
     {"mae", "ranker", "annotations", "cache", "maps", "teacher", "images", "init", "init_from"}
-    | {"selections", "evaluation", "training", "first", "second"}
+    | {"selections", "evaluation", "training", "ranking", "first", "second"}
 )
 """A path changes no number, but what lies there does. A name (`--ranker vit_tiny`) is as good."""
 _GROWS = frozenset({"score", "select"})

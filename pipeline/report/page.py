@@ -62,6 +62,8 @@ class ReportData:
     gallery: Sequence[GalleryImage] = ()
     rows: Sequence[EvaluationRow] = ()
     differences: Sequence[DifferenceRow] = ()
+    ranking: Sequence[tuple[str, Sequence[Sequence[str]]]] = ()
+    """Tables of `evaluate ranking`: a title, and rows of cells, the first of them the head"""
     attention: Sequence[AttentionProfile] = ()
     curves: Sequence[TrainingCurve] = ()
     caches: Sequence[CacheFigures] = ()
@@ -138,6 +140,7 @@ def _context(data: ReportData, folder: Path) -> dict[str, Any]:
         "gallery": gallery_context(data.gallery, data.grid, folder / "images"),
         "heat_scale": heat_scale(),
         "evaluation": evaluation_context(data.rows, data.differences, plots),
+        "ranking": data.ranking,
         "attention": _attention(data.attention, plots),
         "training": [
             entry
