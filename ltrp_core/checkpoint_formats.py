@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.mae import MAE_CONFIGS, MAEConfig
+from ltrp_core.shipped_weights import shipped_folder, where_to_get
 from ltrp_core.weight_checks import listed
 
 Format = Literal["mae-authors", "transformers", "ltrp"]
@@ -30,10 +31,6 @@ Target = Literal["raw", "normalized", "unknown"]
 _HUB_PREFIX = "hf-hub:"
 OUR_FORMAT = "ltrp-mae"
 _WEIGHTS_NAMES = ("mae.safetensors", "model.safetensors", "pytorch_model.bin")
-WHERE_TO_GET = (
-    "get mae_visualize_vit_base.pth from the MAE authors' repository (facebookresearch/mae), or "
-    "facebook/vit-mae-base of the hub (hf-hub:facebook/vit-mae-base)"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +48,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
     """Returns where `source` is on the disk, downloaded if it is a hub id."""
     text = os.fspath(source)
     if not text.startswith(_HUB_PREFIX):
-        return Path(text).expanduser()
+        return shipped_folder(text) or Path(text).expanduser()
     from huggingface_hub import snapshot_download
 
     repository = text.removeprefix(_HUB_PREFIX)
@@ -75,8 +72,11 @@ def find_weights(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        what = "a size, not weights" if str(path) in MAE_CONFIGS else "no file and no folder"
-        raise CheckpointError(f"{str(path)!r} is {what}; {WHERE_TO_GET}, and pass its path")
+        if str(path) in MAE_CONFIGS:
+            advice = f"a size, not weights; {where_to_get(str(path))}"
+        else:
+            advice = f"no file and no folder; {where_to_get()}"
+        raise CheckpointError(f"{str(path)!r} is {advice}")
     for name in _WEIGHTS_NAMES:
         if (path / name).is_file():
             return path / name
@@ -134,7 +134,7 @@ def _read_torch(path: Path) -> WeightsFile:
     if not isinstance(state, Mapping) or not all(_is_entry(item) for item in state.items()):
         raise CheckpointError(
             f"{path} holds no parameters (a dict of tensors, alone or under 'model'), but "
-            f"{listed(str(key) for key in fields) or 'something else'}; {WHERE_TO_GET}"
+            f"{listed(str(key) for key in fields) or 'something else'}; {where_to_get()}"
         )
     args = fields.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
@@ -200,7 +200,7 @@ def interpret(file: WeightsFile) -> Weights:
         return _from_authors(file)
     raise CheckpointError(
         f"{file.path} is of no known format; its keys are {listed(sorted(file.state)) or 'none'}, "
-        f"not a masked autoencoder's; {WHERE_TO_GET}"
+        f"not a masked autoencoder's; {where_to_get()}"
     )
 
 
@@ -231,7 +231,7 @@ def _require_decoder(path: Path, state: Iterable[str]) -> None:
         return
     raise CheckpointError(
         f"{path} holds an encoder only (no decoder_* keys, no mask_token), and scores need the "
-        f"decoder; {WHERE_TO_GET}"
+        f"decoder; {where_to_get()}"
     )
 
 
@@ -248,13 +248,13 @@ def _config_of_shapes(file: WeightsFile) -> MAEConfig:
     shapes = {key: tuple(file.state[key].shape) for key in _SIZED_BY if key in file.state}
     missing = [key for key in _SIZED_BY if key not in shapes]
     if missing:
-        raise CheckpointError(f"{file.path} lacks {listed(missing)}; {WHERE_TO_GET}")
+        raise CheckpointError(f"{file.path} lacks {listed(missing)}; {where_to_get()}")
     wrong = [f"{key}: {shape}" for key, shape in shapes.items() if len(shape) != _SIZED_BY[key]]
     grid = math.isqrt(max(shapes["pos_embed"][1] - 1, 0)) if not wrong else 0
     if not wrong and (grid < 1 or shapes["pos_embed"][1] != grid * grid + 1):
         wrong = [f"pos_embed: {shapes['pos_embed']}, not a class token and a square of patches"]
     if wrong:
-        raise CheckpointError(f"{file.path} has wrong shapes: {listed(wrong)}; {WHERE_TO_GET}")
+        raise CheckpointError(f"{file.path} has wrong shapes: {listed(wrong)}; {where_to_get()}")
     width, _, _, patch_size = shapes["patch_embed.proj.weight"]
     decoder_width = shapes["decoder_embed.weight"][0]
     depth, decoder_depth = _depth(file.state, "blocks"), _depth(file.state, "decoder_blocks")
@@ -376,7 +376,7 @@ def _transformers_json(path: Path, weights: Path) -> dict[str, Any]:
     found = says.get("model_type") if isinstance(says, dict) else None
     if found != "vit_mae":
         raise CheckpointError(
-            f"{path} describes model_type {found!r}, not 'vit_mae'; {WHERE_TO_GET}"
+            f"{path} describes model_type {found!r}, not 'vit_mae'; {where_to_get()}"
         )
     return dict(says)
 
@@ -414,7 +414,7 @@ def _config_of_json(path: Path, says: Mapping[str, Any]) -> MAEConfig:
     if wrong:
         raise CheckpointError(
             f"{path} describes no masked autoencoder that is supported: {listed(wrong)}; "
-            f"{WHERE_TO_GET}"
+            f"{where_to_get()}"
         )
     return MAEConfig(
         **{ours: sizes[theirs] for ours, theirs in _JSON_NAMES.items()},

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ltrp_core.checkpoint_formats import (
     OUR_FORMAT,
-    WHERE_TO_GET,
     Format,
     Target,
     Weights,
@@ -35,6 +34,7 @@ from ltrp_core.checkpoint_formats import (
 )
 from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder
+from ltrp_core.shipped_weights import where_to_get
 from ltrp_core.weight_checks import check_finite, listed
 
 
@@ -67,8 +67,9 @@ def load_mae(
     the encoder and 32 wide in the decoder, as all sizes of the authors but huge have.
 
     Args:
-        source: a weights file, a folder that holds one, or `hf-hub:` and a repository id, which
-            is downloaded into the cache of `huggingface_hub`.
+        source: `mae_tiny` (weights that the package carries), a weights file, a folder that holds
+            one, or `hf-hub:` and a repository id, which is downloaded into the cache of
+            `huggingface_hub`.
         normalized_target: what to do with weights that say they predict per-patch normalised
             pixels, whose scores rank patches worse (Tab. 1i: 83.3 -> 75.7).
 
@@ -166,12 +167,12 @@ def _check_target(
     if target == "normalized":
         message = f"{path} was trained to predict per-patch normalised pixels, {why}; "
         if normalized_target == "refuse":
-            raise CheckpointError(message + WHERE_TO_GET)
-        warnings.warn(message + WHERE_TO_GET, stacklevel=3)
+            raise CheckpointError(message + where_to_get())
+        warnings.warn(message + where_to_get(), stacklevel=3)
     elif target == "unknown" and args is None and "_full" in path.name:
         warnings.warn(
             f"{path} does not say what it predicts; the MAE authors' files called *_full predict "
-            f"per-patch normalised pixels, {why}; {WHERE_TO_GET}",
+            f"per-patch normalised pixels, {why}; {where_to_get()}",
             stacklevel=3,
         )
 
@@ -184,7 +185,7 @@ def _empty(path: Path, config: MAEConfig) -> LoadedMAE:
     except (ValueError, AssertionError, ArithmeticError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"{path} describes no masked autoencoder: {first_line(error)} for {config}; "
-            f"{WHERE_TO_GET}"
+            f"{where_to_get()}"
         ) from error
 
 
@@ -209,7 +210,7 @@ def _check_keys(path: Path, weights: Weights, expected: Mapping[str, Tensor]) ->
     if parts:
         raise CheckpointError(
             f"{path} is not the masked autoencoder its sizes say; {'; '.join(parts)}; "
-            f"{WHERE_TO_GET}"
+            f"{where_to_get()}"
         )
 
 

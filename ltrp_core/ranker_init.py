@@ -38,6 +38,7 @@ from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.ranker_models import TRANSFORMERS, Ranker, TransformerRanker
 from ltrp_core.rankers import HUB_PREFIX, WEIGHTS, fit_to_grid, load_ranker, locate_ranker
+from ltrp_core.shipped_weights import shipped_folder
 from ltrp_core.weight_checks import check_finite, listed
 
 Kind = Literal["mae", "timm", "ranker"]
@@ -111,8 +112,8 @@ def initialize_ranker(ranker: Ranker, source: Source) -> InitReport:
             - what `load_mae` takes, a `MaskedAutoencoder`, or a file of its encoder alone;
             - `timm:` and a name (`timm:vit_small_patch16_224.augreg_in21k`), downloaded by timm;
             - a safetensors or torch file, or a state dict, with timm's names;
-            - a folder of an earlier ranker, `hf-hub:` and its name, or a `Ranker`: its head is
-              taken too where the shapes agree.
+            - what `load_ranker` takes (`ranker_tiny`, a folder, `hf-hub:` and a name), or a
+              `Ranker`: its head is taken too where the shapes agree.
 
     Raises:
         CheckpointError: the source is missing, unsafe, damaged or not finite.
@@ -166,7 +167,7 @@ def _ranker_folder(text: str) -> Path | None:
             return locate_ranker(text)
         except CheckpointError:
             return None  # perhaps a masked autoencoder, whose reader says what is wrong if not
-    path = Path(text).expanduser()
+    path = shipped_folder(text) or Path(text).expanduser()
     folder = path.parent if path.name == WEIGHTS else path
     return folder if (folder / WEIGHTS).is_file() else None
 

@@ -42,6 +42,7 @@ from ltrp_core.ranker_models import (
     Ranker,
     TransformerRanker,
 )
+from ltrp_core.shipped_weights import SHIPPED_RANKER, shipped_folder
 from ltrp_core.weight_checks import check_finite, listed
 
 __all__ = [
@@ -65,7 +66,7 @@ HUB_PREFIX = "hf-hub:"
 WEIGHTS, CONFIG = "ranker.safetensors", "config.json"
 """The two files of a ranker's folder."""
 
-_REMEDY = "pass a folder that train-ranker wrote, or hf-hub:user/name"
+_REMEDY = f"pass a folder that train-ranker wrote, {SHIPPED_RANKER}, or hf-hub:user/name"
 
 
 def create_ranker(
@@ -124,7 +125,13 @@ def _unknown_ranker(name: str) -> RequestError:
     return unknown_name("ranker", name, known if has_close else RANKERS)
 
 
-def save_ranker(ranker: Ranker, folder: str | os.PathLike[str], extra: Mapping[str, Any]) -> None:
+def save_ranker(
+    ranker: Ranker,
+    folder: str | os.PathLike[str],
+    extra: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Writes `ranker.safetensors` and `config.json` into `folder`, made if it is missing.
 
     `config.json` says all that using the ranker takes: `ranker` (what `create_ranker` builds it
@@ -134,15 +141,19 @@ def save_ranker(ranker: Ranker, folder: str | os.PathLike[str], extra: Mapping[s
         ranker: any ranking model, on any device.
         folder: where to; files of an earlier ranker are replaced, each in one step.
         extra: anything JSON can hold, kept beside the ranker's own config (`read_config`).
+        dtype: of the stored weights; float16 halves the file. They are loaded as float32.
 
     Raises:
-        CheckpointError: a weight is not finite; nothing is written then.
+        CheckpointError: a weight is not finite, or too large for `dtype`; nothing is written then.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     described = {**describe_ranker(ranker), "extra": dict(extra)}
     text = json.dumps(described, indent=2, sort_keys=True)
-    state = {key: value.detach().contiguous() for key, value in ranker.state_dict().items()}
+    state = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for key, value in ranker.state_dict().items()
+    }
     check_finite(target / WEIGHTS, state)
     weights = target / f"{WEIGHTS}.partial"
     config = target / f"{CONFIG}.partial"
@@ -189,13 +200,17 @@ def locate_ranker(source: str | os.PathLike[str]) -> Path:
     """Returns the folder of a ranker, downloaded first if `source` is of the hub.
 
     Args:
-        source: a folder, or `hf-hub:user/name`, `hf-hub:user/name@revision`.
+        source: `ranker_tiny` (which the package carries), a folder, `hf-hub:user/name` or
+            `hf-hub:user/name@revision`.
 
     Raises:
         CheckpointError: nothing is there, or one of the two files is missing.
     """
     text = os.fspath(source)
-    folder = _download(text) if text.startswith(HUB_PREFIX) else Path(text).expanduser()
+    if text.startswith(HUB_PREFIX):
+        folder = _download(text)
+    else:
+        folder = shipped_folder(text) or Path(text).expanduser()
     if not folder.is_dir():
         what = "a file; pass the folder it lies in" if folder.is_file() else f"no folder; {_REMEDY}"
         raise CheckpointError(f"no ranker in {text!r}: it is {what}")
@@ -258,7 +273,8 @@ def load_ranker(source: str | os.PathLike[str], *, grid: int | None = None) -> R
     whatever the new one.
 
     Args:
-        source: a folder, or `hf-hub:user/name`, with `@revision` if not the default branch.
+        source: `ranker_tiny` (which the package carries), a folder, or `hf-hub:user/name`, with
+            `@revision` if not the default branch.
         grid: g, patches along a side, of the same size in pixels; None for the saved one.
 
     Raises:
@@ -286,6 +302,7 @@ def _read_ranker(folder: Path) -> Ranker:
         ) from error
     _check_state(path, state, ranker.state_dict())
     check_finite(path, state)
+    # Copies into the parameters' own precision, whatever the file's.
     ranker.load_state_dict(state)
     return ranker.eval()
 

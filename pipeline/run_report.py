@@ -12,6 +12,7 @@ from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.rankers import CONFIG, WEIGHTS, load_ranker, read_config
+from ltrp_core.shipped_weights import SHIPPED_RANKER, WEIGHTS_FOLDER
 from pipeline.annotations import open_annotations
 from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
@@ -131,10 +132,11 @@ def _attention(
     gallery: Sequence[report.GalleryImage],
     summary: Summary,
 ) -> Iterator[report.AttentionProfile]:
-    """Yields the profiles of the teacher and of the ranker that selected, if its folder is given.
+    """Yields the profiles of the teacher and of the ranker that selected, if it is at hand.
 
-    Where no ranker selected, the first one is as good as any.
-    A ranker that is no plain vision transformer has none, and the summary says so.
+    That is, if its folder is given or the package carries it. Where no ranker selected, the first
+    one given is as good as any. A ranker that is no plain vision transformer has none, and the
+    summary says so.
     """
     if not gallery:
         return
@@ -142,7 +144,8 @@ def _attention(
     yield report.attention_profile("Teacher's encoder", mae, photos)
     wanted = selected.run.get("ranker_sha256")
     folders = [folder for folder in training if (folder / WEIGHTS).is_file()]
-    for folder in folders:
+    shipped = [WEIGHTS_FOLDER / SHIPPED_RANKER] if wanted is not None else []
+    for folder in [*folders, *shipped]:
         if wanted is None or file_sha256(folder / WEIGHTS) == wanted:
             try:
                 yield report.attention_profile("Ranker", load_ranker(folder), photos)

@@ -30,7 +30,8 @@ class ScoreConfig:
     """Options of `score`."""
 
     mae: str = option(
-        help="weights: a .pth of the MAE authors, a ViTMAE folder, our .safetensors, hf-hub:ID",
+        help="weights: mae_tiny (the package's own), a .pth of the MAE authors, a ViTMAE folder, "
+        "our .safetensors, hf-hub:ID",
         changes_numbers=False,
     )
     views: int = option(1, low=1, help="views (crops) an image")

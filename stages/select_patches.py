@@ -40,7 +40,9 @@ class SelectConfig:
     """Options of `select`."""
 
     ranker: str = option(
-        "", help="scores: --out folder of `train-ranker`, or hf-hub:ID", changes_numbers=False
+        "",
+        help="scores: --out folder of `train-ranker`, ranker_tiny (the package's own), hf-hub:ID",
+        changes_numbers=False,
     )
     teacher: str = option(
         "", help="or: cache of `score --sampler cover`, with its views", changes_numbers=False

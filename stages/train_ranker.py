@@ -43,7 +43,9 @@ class TrainRankerConfig(TrainingConfig):
     init: str = option(
         "", help="start from: weights of a MAE, timm:NAME, a file with timm's keys; empty = random"
     )
-    init_from: str = option("", help="start from an earlier ranker: its --out folder or hf-hub:ID")
+    init_from: str = option(
+        "", help="start from an earlier ranker: its --out folder, ranker_tiny or hf-hub:ID"
+    )
     loss: Literal[
         "listmle",
         "listnet",

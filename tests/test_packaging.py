@@ -43,7 +43,7 @@ def project_files() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         names = [
             file.relative_to(ROOT).as_posix()
-            for top in (*TOP_PACKAGES, "tests", "docs", "docker", "benchmarks")
+            for top in (*TOP_PACKAGES, "tests", "docs", "docker", "benchmarks", "studies")
             for file in (ROOT / top).rglob("*")
             if "__pycache__" not in file.parts
         ]
