@@ -221,15 +221,19 @@ def report(shards: tuple[str, ...], **options: Any) -> int:
 
 @click.command()
 @out_option("demo-out")
-@click.option("--quick", is_flag=True, help="a short training: within 90 s on two cores")
-def demo(out: Path, quick: bool) -> int:
-    """Run every stage on a few photographs.
+@click.option("--train", is_flag=True, help="an autoencoder and a ranker from scratch: minutes")
+@click.option("--quick", is_flag=True, help="with --train: a short one, within 90 s on two cores")
+def demo(out: Path, train: bool, quick: bool) -> int:
+    """Score, select, evaluate and draw a few photographs.
 
-    The photographs are those that scikit-image and scikit-learn ship; the masked autoencoder and
-    the ranker are trained here, for real. Ends with a table and OUT/report/index.html.
+    The photographs are those that scikit-image and scikit-learn ship; masked autoencoder and ranker
+    are mae_tiny and ranker_tiny, which the package carries, or with --train new ones that learn
+    from these photographs alone. Ends with a table and OUT/report/index.html.
 
     Example: ltrp-pipeline demo --out demo-out
     """
-    from pipeline.demo.demo import run_demo
+    from pipeline.demo.demo import FULL, QUICK, run_demo
 
-    return run_demo(out, quick=quick)
+    if quick and not train:
+        raise click.UsageError("--quick shortens a training: pass --train, too, or leave it out")
+    return run_demo(out, training=None if not train else QUICK if quick else FULL)

@@ -1,7 +1,8 @@
-"""The demo: photographs, shards, masked autoencoder, scores, ranker, selections, page."""
+"""The demo: photographs, shards, scores, selections, page; by weights of ours or trained here."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from ltrp_core.shipped_weights import SHIPPED_MAE, SHIPPED_RANKER
 from pipeline import run_stage
 from pipeline.demo.photographs import demo_photographs
 from pipeline.evaluation_table import format_table
@@ -30,8 +32,8 @@ from stages.train_ranker import TrainRankerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DemoSize:
-    """How long the demo trains; everything else is the same."""
+class DemoTraining:
+    """How long the demo trains."""
 
     mae_epochs: int
     mae_views: int
@@ -39,14 +41,18 @@ class DemoSize:
     ranker_epochs: int
 
 
-FULL = DemoSize(mae_epochs=32, mae_views=32, score_views=12, ranker_epochs=12)
-QUICK = DemoSize(mae_epochs=8, mae_views=32, score_views=2, ranker_epochs=6)
+FULL = DemoTraining(mae_epochs=32, mae_views=32, score_views=12, ranker_epochs=12)
+QUICK = DemoTraining(mae_epochs=8, mae_views=32, score_views=2, ranker_epochs=6)
 
 
-def run_demo(out: Path, *, quick: bool) -> int:
-    """Runs every stage into subfolders of `out`; returns the exit status.
+def run_demo(out: Path, *, training: DemoTraining | None) -> int:
+    """Runs the stages into subfolders of `out`; returns the exit status.
 
     A second run with the same `out` goes on where the first one ended.
+
+    Args:
+        out: a new or empty folder, or an earlier demo.
+        training: of a masked autoencoder and a ranker; None: those that the package carries.
 
     Raises:
         RequestError: the photographs' packages are missing, or `out` holds something else.
@@ -54,14 +60,11 @@ def run_demo(out: Path, *, quick: bool) -> int:
     started = time.monotonic()
     photographs = dict(demo_photographs())
     out = out.absolute()
-    claim_folder(out, "demo", {"quick": quick})
-    demo = _Demo(out, QUICK if quick else FULL)
-    steps: list[tuple[str, Callable[[], Summary]]] = [
+    claim_folder(out, "demo", {"training": training and dataclasses.asdict(training)})
+    demo: _Demo = _Demo(out) if training is None else _TrainedDemo(out, training)
+    steps: list[_Step] = [
         ("pack: photographs that two packages ship -> tar shards", partial(demo.pack, photographs)),
-        ("pretrain-mae: a masked autoencoder from scratch", demo.pretrain),
-        ("score: leave out each visible patch, cache how much changes", demo.score),
-        ("score --crop eval --sampler cover: the teacher's own maps", demo.score_cover),
-        ("train-ranker: a ViT-T learns the cached scores", demo.train_ranker),
+        *demo.steps(),
         ("select: the ranker sees whole photographs, keeps k patches", demo.select),
         ("evaluate: do the kept patches lie on objects? (drawn by hand)", demo.evaluate),
         ("report: a page of pictures", demo.report),
@@ -75,23 +78,35 @@ def run_demo(out: Path, *, quick: bool) -> int:
             return 1
     seconds = time.monotonic() - started
     print(
-        f"\n{seconds:.0f} s in all. Look at {out / 'report' / 'index.html'}\n"
-        "An autoencoder that saw seven photographs for two minutes guesses colors, not objects:\n"
-        "this shows how everything fits together. The README says how to run it on real weights.",
+        f"\n{seconds:.0f} s in all. Look at {out / 'report' / 'index.html'}\n{demo.last_words}",
         flush=True,
     )
     return 0
 
 
+_Step = tuple[str, Callable[[], Summary]]
+
+
 class _Demo:
     """One method a stage; each finds its input where the one before left it."""
 
-    def __init__(self, out: Path, size: DemoSize) -> None:
-        self.out, self.size = out, size
-        self.mae = out / "mae" / MAE_FILE
+    last_words = (
+        "mae_tiny scored and ranker_tiny selected: small weights that the package carries.\n"
+        "demo --train shows how such weights are made, the README how to use larger ones."
+    )
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.mae, self.ranker = SHIPPED_MAE, SHIPPED_RANKER
+        self.training: list[Path] = []
+        self.caches: list[str | Path] = []
         # A .json inside the wheel is a real file: the package is never imported from a zip.
         self.annotations = Path(str(resources.files("pipeline.demo") / "annotations.json"))
         self.progress, self.pool = open_progress(), InProcessPool()
+
+    def steps(self) -> list[_Step]:
+        """Returns what becomes of the shards before the ranker selects."""
+        return [("score --crop eval --sampler cover: the teacher's own maps", self.score_cover)]
 
     @property
     def shards(self) -> list[Shard]:
@@ -104,6 +119,67 @@ class _Demo:
             (folder / name).write_bytes(content)
         config = PackConfig(shard_size=4)
         return run_stage.run_pack(config, folder, self.out / "shards", self.progress)
+
+    def score_cover(self) -> Summary:
+        config = ScoreConfig(mae=self.mae, crop="eval", sampler="cover", partitions=22)
+        cache = self.out / "teacher"
+        return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
+
+    def select(self) -> Summary:
+        config = SelectConfig(ranker=self.ranker)
+        cache = self.out / "selections"
+        return run_stage.run_select(config, self.shards, cache, self.pool, self.progress)
+
+    def evaluate(self) -> Summary:
+        rows, summary = run_stage.run_evaluate_patches(
+            EvaluateConfig(),
+            selections=self.out / "selections",
+            annotations=self.annotations,
+            teacher=self.out / "teacher",
+            foreground="masks",
+            out=self.out / "evaluation",
+            progress=self.progress,
+        )
+        print(format_table(rows), flush=True)
+        return summary
+
+    def report(self) -> Summary:
+        return run_report(
+            ReportConfig(),
+            selections=self.out / "selections",
+            shards=self.shards,
+            mae=self.mae,
+            teacher=self.out / "teacher",
+            evaluation=self.out / "evaluation",
+            annotations=self.annotations,
+            training=self.training,
+            cache=self.caches,
+            out=self.out / "report",
+            progress=self.progress,
+        )
+
+
+class _TrainedDemo(_Demo):
+    """The demo whose masked autoencoder and ranker know nothing but its photographs."""
+
+    last_words = (
+        "An autoencoder that saw seven photographs for two minutes guesses colors, not objects:\n"
+        "this shows how everything fits together. The README says how to run it on real weights."
+    )
+
+    def __init__(self, out: Path, size: DemoTraining) -> None:
+        super().__init__(out)
+        self.size = size
+        self.mae, self.ranker = str(out / "mae" / MAE_FILE), str(out / "ranker")
+        self.training, self.caches = [out / "mae", out / "ranker"], [out / "cache"]
+
+    def steps(self) -> list[_Step]:
+        return [
+            ("pretrain-mae: a masked autoencoder from scratch", self.pretrain),
+            ("score: leave out each visible patch, cache how much changes", self.score),
+            *super().steps(),
+            ("train-ranker: a ViT-T learns the cached scores", self.train_ranker),
+        ]
 
     def pretrain(self) -> Summary:
         config = PretrainConfig(
@@ -118,13 +194,8 @@ class _Demo:
         return run_pretrain(config, self.shards, self.out / "mae", self.progress)
 
     def score(self) -> Summary:
-        config = ScoreConfig(mae=str(self.mae), views=self.size.score_views)
+        config = ScoreConfig(mae=self.mae, views=self.size.score_views)
         cache = self.out / "cache"
-        return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
-
-    def score_cover(self) -> Summary:
-        config = ScoreConfig(mae=str(self.mae), crop="eval", sampler="cover", partitions=22)
-        cache = self.out / "teacher"
         return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
 
     def train_ranker(self) -> Summary:
@@ -147,36 +218,3 @@ class _Demo:
             self.progress,
         )
         return summary
-
-    def select(self) -> Summary:
-        config = SelectConfig(ranker=str(self.out / "ranker"))
-        cache = self.out / "selections"
-        return run_stage.run_select(config, self.shards, cache, self.pool, self.progress)
-
-    def evaluate(self) -> Summary:
-        rows, summary = run_stage.run_evaluate_patches(
-            EvaluateConfig(),
-            selections=self.out / "selections",
-            annotations=self.annotations,
-            teacher=self.out / "teacher",
-            foreground="masks",
-            out=self.out / "evaluation",
-            progress=self.progress,
-        )
-        print(format_table(rows), flush=True)
-        return summary
-
-    def report(self) -> Summary:
-        return run_report(
-            ReportConfig(),
-            selections=self.out / "selections",
-            shards=self.shards,
-            mae=str(self.mae),
-            teacher=self.out / "teacher",
-            evaluation=self.out / "evaluation",
-            annotations=self.annotations,
-            training=[self.out / "mae", self.out / "ranker"],
-            cache=[self.out / "cache"],
-            out=self.out / "report",
-            progress=self.progress,
-        )
