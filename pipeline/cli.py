@@ -30,6 +30,7 @@ COMMANDS = {
         "pipeline.commands.exports:push_to_hub",
         "Upload a ranker to the Hugging Face hub.",
     ),
+    "doctor": ("pipeline.commands.health:doctor", "Tell whether this machine can do a run."),
     "plan": ("pipeline.commands.caches:plan", "Tell what `score` would take."),
     "status": ("pipeline.commands.caches:status", "Show how far a run is."),
     "inspect": ("pipeline.commands.caches:inspect", "Show what is in a unit."),

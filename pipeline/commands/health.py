@@ -1,0 +1,39 @@
+"""The command that looks at the machine before a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+_SIGNS = {"ok": "ok", "poor": "POOR", "broken": "BROKEN"}
+
+
+@click.command()
+@click.option("--out", default=".", show_default=True, help="where results will go: folder or URL")
+@click.option("--shards", multiple=True, help="input shards, to be found and opened")
+@click.option("--mae", default="", help="weights that `score` will take")
+@click.option("--ranker", default="", help="ranker that `select` will take")
+@click.option("--ray-address", default="", help="of the Ray cluster that will do the work")
+@click.option("--json", "as_json", is_flag=True, help="a line of JSON a check, for machines")
+def doctor(as_json: bool, shards: tuple[str, ...], **options: str) -> int:
+    """Tell whether this machine can do a run, and what to do if not.
+
+    Versions, devices, shared memory, HOME, space at --out; an object store is written to, read from
+    and timed, and a second commit must be refused. Exit status 1 if anything is broken.
+
+    Example: ltrp-pipeline doctor --out s3://bucket/cache --mae mae_tiny
+    """
+    from pipeline.looking.doctor import Doctor
+
+    broken = False
+    for found in Doctor(shards=shards, **options).findings():
+        broken |= found.state == "broken"
+        if as_json:
+            click.echo(json.dumps(asdict(found)))
+            continue
+        click.echo(f"{_SIGNS[found.state]:7} {found.check:14} {found.text}")
+        if found.remedy:
+            click.echo(f"{'':23}-> {found.remedy}")
+    return 1 if broken else 0
