@@ -16,7 +16,7 @@ from pipeline import __version__
 from pipeline.signals import interrupt_on_signals
 
 COMMANDS = {
-    "demo": ("pipeline.commands.run:demo", "Run every stage on a few photographs."),
+    "demo": ("pipeline.commands.run:demo", "Score, select, evaluate and draw a few photographs."),
     "pack": ("pipeline.commands.run:pack", "Turn a folder of images into tar shards."),
     "pretrain-mae": ("pipeline.commands.run:pretrain_mae", "Train a masked autoencoder."),
     "score": ("pipeline.commands.run:score", "Score patches into a cache."),

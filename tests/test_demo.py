@@ -9,15 +9,15 @@ from pipeline.store.cache import open_cache
 
 
 def test_the_demo_scores_selects_and_draws_with_the_weights_of_the_package(tmp_path):
-    out, _ = run("demo", "--out", tmp_path / "demo")
-    assert "7 images ok, 0 bad" in out
+    out, err = run("demo", "--out", tmp_path / "demo")
+    assert "7 images ok, 0 bad" in err
     assert re.search(r"0\.25 +ranker +0\.\d{3} \[", out)
     selections = open_cache(tmp_path / "demo" / "selections")
     teacher = open_cache(tmp_path / "demo" / "teacher")
     assert selections.count("ok") == teacher.count("ok") == 7
     page = (tmp_path / "demo" / "report" / "index.html").read_text()
     assert page.count('class="card"') == 7
-    again, _ = run("demo", "--out", tmp_path / "demo")
+    _, again = run("demo", "--out", tmp_path / "demo")
     assert "score: 0 done, 2 already there" in again
 
 
