@@ -2,6 +2,7 @@
 
     python studies/teacher.py reconstruct --shards photos-19.tar --out docs/study
     python studies/teacher.py draw --shards demo-out/shards --out docs/study
+    python studies/teacher.py curves --logs docs/weights --out docs/study
     ltrp-pipeline score --mae mae_tiny --shards photos-19.tar --crop eval --sampler cover \
         --partitions 88 --out teacher
     ltrp-pipeline select --ranker ranker_tiny --shards photos-19.tar --out selections
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,29 @@ def draw(mae: str, shards: Sequence[str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(model, keys, views)
     Image.fromarray(pictures).save(out / "reconstructions.jpg", quality=88)
+
+
+@study.command()
+@click.option("--logs", required=True, type=PATH, help="with mae_tiny.jsonl and ranker_tiny.jsonl")
+@click.option("--out", required=True, type=PATH)
+def curves(logs: Path, out: Path) -> None:
+    """The two trainings, by epoch: what they reached on photographs they had not seen."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, axes, lines in (
+        ("mae_tiny", left, {"error_75": "75 % masked", "error_90": "90 % masked"}),
+        ("ranker_tiny", right, {"tau": "Kendall's tau-b", "top1": "same best patch of 19"}),
+    ):
+        text = (logs / f"{name}.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        for key, label in lines.items():
+            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], label=label)
+        axes.set(title=name, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    left.set(ylabel="squared error, normalized pixels", ylim=(0, None))
+    right.set(ylabel="agreement with the teacher", ylim=(0, 1))
+    figure.savefig(out / "curves.png", dpi=130)
 
 
 def _views(shards: Sequence[str], count: int, size: int) -> tuple[list[str], torch.Tensor]:
