@@ -6,7 +6,8 @@
 The loop is the way the authors' released code scores: one decoder pass a removed patch over the
 whole batch, the removed token's row and column masked with -inf in every block and NaN set to 0,
 the reconstructions subtracted at the end. It is timed at each of `--loop-batch`; the best counts.
-Weights are random: they do not change the work done.
+Weights are random: they do not change the work done. Ours is compared with what this device could
+do at most, too: see ceilings.py, whose rates are measured in the same run.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from ceilings import attention_rate, has_bf16, largest_linears, linear_rate, square
 from torch import Tensor
 
 from ltrp_core.mae import MaskedAutoencoder, create_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.scoring import leave_one_out_scores
+from ltrp_core.scoring_cost import scoring_operations, scoring_products
 
 
 def masked_block(block: torch.nn.Module, hidden: Tensor, is_gone: Tensor, fused: bool) -> Tensor:
@@ -76,6 +79,37 @@ def seconds_per_image(work: Callable[[], object], images: int) -> float:
     return (time.perf_counter() - started) / images
 
 
+def floor_seconds(mae: MaskedAutoencoder, n: int, rounds: int) -> float:
+    """Seconds of the products of one pair, each size at the rate it has alone.
+
+    Sizes beyond the largest count at the rate of those: they are a tenth of the operations.
+    """
+    config, cpu = mae.config, torch.device("cpu")
+    linears = largest_linears(config, n)
+    spent = sum(size.operations / linear_rate(size, "float32", rounds, cpu) for size in linears)
+    taken = sum(size.operations for size in linears)
+    products = scoring_products(config, n)
+    all_linear = sum(one.operations for one in products if one.kind == "linear")
+    attention = sum(one.operations for one in products if one.kind == "attention")
+    heads, width = config.decoder_heads, config.decoder_width // config.decoder_heads
+    rate = attention_rate(n * heads, config.num_patches, width, rounds, cpu)
+    return spent * all_linear / taken + attention / rate
+
+
+def tell_shares(mae: MaskedAutoencoder, n: int, image_s: float, rounds: int) -> None:
+    """Prints how much of the device's matrix products a time uses."""
+    operations = scoring_operations(mae.config, n)
+    reached = operations / image_s
+    ceiling = linear_rate(square(), "float32", rounds, torch.device("cpu"))
+    floor = floor_seconds(mae, n, rounds)
+    print(
+        f"{operations / 1e9:.1f} GFLOP a view and partition: {reached / 1e9:.0f} GFLOP/s, "
+        f"{reached / ceiling:.0%} of a large product ({ceiling / 1e9:.0f} GFLOP/s); "
+        f"{floor / image_s:.0%} of what products and attention of these sizes take alone "
+        f"({floor:.3f} s)"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mae_base")
@@ -107,6 +141,11 @@ def main() -> None:
     sides: dict[str, tuple[Callable[[], object], int]] = {
         "ours": (lambda: leave_one_out_scores(mae, images[:b], visible[:b]), b)
     }
+    if has_bf16():
+        sides["ours, bf16"] = (
+            lambda: leave_one_out_scores(mae, images[:b], visible[:b], precision="bf16"),
+            b,
+        )
     for size in arguments.loop_batch:
         for fused in (False, True):
             kind = "fused" if fused else "explicit"
@@ -132,6 +171,7 @@ def main() -> None:
             f"{name:28} {median:8.3f} {min(values):8.3f} {max(values):8.3f} "
             f"{1 / median:9.2f} {median / base:8.2f}"
         )
+    tell_shares(mae, visible.shape[1], base, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,78 @@
-"""`x W^T + b` by the faster of the two CPU matrix libraries that torch carries.
+"""Linear layers of a frozen model, by the fastest matrix products that torch carries for a CPU.
 
 On a CPU torch sends a float32 `F.linear` to MKL, which leaves the wide vector units of CPUs that
-are not Intel's idle; oneDNN, which torch's compiler uses for frozen models, does not. The figures
-are in benchmarks/RESULTS.md.
+are not Intel's idle; oneDNN, which torch's compiler uses for frozen models, does not. oneDNN also
+computes GELU before a product leaves the cache, and is faster on weights in a layout of its own.
+The figures are in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-# What torch.compile emits for frozen linear layers. It is not public, so it may be absent.
+Activation = Literal["none", "gelu"]
+
+# What torch.compile emits for frozen linear layers. They are not public, so they may be absent.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+_PACKED_FROM_ROWS = 1024
+"""Fewer rows do not repay a second copy of the weights."""
 
 
-def inference_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns what `F.linear` does, to rounding; without gradients.
+def inference_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none"
+) -> Tensor:
+    """Returns what `F.linear` does, to rounding, or the GELU of that; without gradients.
+
+    Under `torch.autocast` the product is computed in its type, as `F.linear` would.
 
     Args:
         x: (..., C).
         weight: (D, C).
         bias: (D,) or None.
+        activation: `gelu` is the exact one (by erf), that of timm's blocks.
     """
-    on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32
     if _ONEDNN is None or not on_cpu or not torch.backends.mkldnn.is_available():
-        return F.linear(x, weight, bias)
-    result: Tensor = _ONEDNN(x, weight.detach(), bias, "none", [], "")
-    return result
+        result = F.linear(x, weight, bias)
+        return F.gelu(result) if activation == "gelu" else result
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    fused: Tensor = _ONEDNN(
+        x.to(dtype),
+        _packed(weight, dtype, rows=x.numel() // x.shape[-1]),
+        None if bias is None else bias.detach().to(dtype),
+        activation,
+        [],
+        "none" if activation == "gelu" else "",  # which GELU: the one that is no approximation
+    )
+    return fused
+
+
+class _Packed(NamedTuple):
+    made_of: tuple[object, ...]
+    weight: Tensor
+
+
+_PACKED = WeakIdKeyDictionary()
+
+
+def _packed(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    """Returns the weight in `dtype`, for many rows in oneDNN's layout, which is made once.
+
+    Made anew when the weight has changed, or the number of rows that the layout goes by: so no
+    result depends on what was computed before.
+    """
+    plain = weight.detach()
+    if _PACK is None or rows < _PACKED_FROM_ROWS or not isinstance(weight, torch.nn.Parameter):
+        return plain.to(dtype)
+    made_of = (weight.data_ptr(), weight._version, dtype, rows)
+    kept: _Packed | None = _PACKED.get(weight)
+    if kept is None or kept.made_of != made_of:
+        kept = _Packed(made_of, _PACK(plain.to(dtype).contiguous(), rows))
+        _PACKED[weight] = kept
+    return kept.weight

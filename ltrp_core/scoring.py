@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ltrp_core import distances
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.linear import inference_linear
+from ltrp_core.linear import Activation, inference_linear
 from ltrp_core.mae import MaskedAutoencoder
+from ltrp_core.precision import Precision, computing_in
 
 Phase = Literal["decoder", "encoder"]
 Metric = Literal["l1", "psnr", "ssim"]
@@ -46,6 +47,7 @@ def leave_one_out_scores(
     phase: Phase = "decoder",
     metric: Metric = "l1",
     region: Region = "masked",
+    precision: Precision = "float32",
     chunk: int | None = None,
 ) -> Tensor:
     """Returns the pseudo-score of every visible patch, float32 of `visible`'s shape: Eq. (2).
@@ -63,16 +65,19 @@ def leave_one_out_scores(
     A score depends on its image and partition alone. On a CPU a chunk is one pair, so it is
     bit-equal whatever the batch; elsewhere it agrees to rounding.
 
-    Cost of a pair, MAE-B and n = 19: 108 GMAC.
+    Cost of a pair, MAE-B and n = 19: 208 billion operations (`ltrp_core.scoring_cost`).
 
     Args:
         mae: frozen, in eval mode, on the device of `images`.
         images: float (B, 3, g*p, g*p), normalised.
         visible: int64 (B, n) or (B, P, n), distinct within a partition.
+        precision: of the matrix products (`ltrp_core.precision`); what it does to the order of
+            patches is in docs/speed.md.
         chunk: (image, partition) pairs at a time; None = 1 on a CPU, 32 elsewhere.
 
     Raises:
-        RequestError: unknown phase, metric or region, or indices that are not a partition.
+        RequestError: unknown phase, metric or region, a precision that the device does not compute
+            in, or indices that are not a partition.
     """
     for kind, name, known in (
         ("phase", phase, PHASES),
@@ -87,10 +92,11 @@ def leave_one_out_scores(
     partitions = visible.shape[1] if visible.ndim == 3 else 1
     pairs = visible.reshape(-1, visible.shape[-1])
     owner = torch.arange(len(images), device=images.device).repeat_interleave(partitions)
-    scores = [
-        _score_pairs(mae, images[rows], part, phase, metric, region).float()
-        for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
-    ]
+    with computing_in(precision, images.device):
+        scores = [
+            _score_pairs(mae, images[rows], part, phase, metric, region)
+            for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
+        ]
     return torch.cat(scores).view(visible.shape)
 
 
@@ -111,21 +117,27 @@ def _score_pairs(
     hidden = _hidden_decoder if phase == "decoder" else _hidden_encoder
     anchor_RJQW, left_out_RJQW, places = hidden(mae, images, visible, masked, region)
     difference = inference_linear(anchor_RJQW - left_out_RJQW, mae.decoder_pred.weight, None)
-    if metric == "l1":
-        return distances.l1(difference)
-    if metric == "psnr":
-        return distances.psnr(difference)
-    if region == "masked":
-        predicted = mae.decoder_pred(anchor_RJQW[:, 0])
-        index = masked.unsqueeze(-1).expand_as(predicted)
-        reference = mae.patchify(images).scatter(1, index, predicted)
-    else:
-        reference = mae.decode(mae.encode(images, visible), visible)
-    # `places` count along [masked | visible]; the canvas is in grid order, 0 where not compared.
-    index = torch.cat([masked, visible], dim=1)[:, places].unsqueeze(-1).expand_as(difference)
-    canvas = reference.new_zeros(*visible.shape, *reference.shape[1:]).scatter(2, index, difference)
-    changes = mae.unpatchify(canvas.flatten(0, 1)).unflatten(0, visible.shape)
-    return distances.ssim(mae.unpatchify(reference), changes)
+    if metric == "ssim":
+        if region == "masked":
+            predicted = mae.decoder_pred(anchor_RJQW[:, 0]).float()
+            index = masked.unsqueeze(-1).expand_as(predicted)
+            reference = mae.patchify(images).scatter(1, index, predicted)
+        else:
+            reference = mae.decode(mae.encode(images, visible), visible).float()
+    # Distances are sums over thousands of values: in float32, whatever the products are in.
+    difference = difference.float()
+    with torch.autocast(images.device.type, enabled=False):
+        if metric == "l1":
+            return distances.l1(difference)
+        if metric == "psnr":
+            return distances.psnr(difference)
+        # `places` count along [masked | visible]; the canvas is in grid order, 0 where not
+        # compared.
+        index = torch.cat([masked, visible], dim=1)[:, places].unsqueeze(-1).expand_as(difference)
+        canvas = reference.new_zeros(*visible.shape, *reference.shape[1:])
+        canvas = canvas.scatter(2, index, difference)
+        changes = mae.unpatchify(canvas.flatten(0, 1)).unflatten(0, visible.shape)
+        return distances.ssim(mae.unpatchify(reference), changes)
 
 
 def _hidden_decoder(
@@ -215,7 +227,7 @@ def _tails(mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, kept: Tensor
     n = visible.shape[1]
     masks = mae.mask_token.expand(len(latent), 1 + n, -1)
     index = kept.repeat(len(visible), 1).unsqueeze(-1)
-    embedded = mae.decoder_embed(latent)
+    embedded = mae.decoder_embed(latent).to(masks.dtype)
     content = masks.scatter(1, index.expand_as(embedded), embedded)
     return content + mae.decoder_pos_embed[0][_with_class(visible)].repeat_interleave(n, dim=0)
 
@@ -229,8 +241,8 @@ def _decoder_tokens(
     return torch.cat([head, tail], dim=1)
 
 
-def _apply(layer: Any, x: Tensor) -> Tensor:
-    return inference_linear(x, layer.weight, layer.bias)
+def _apply(layer: Any, x: Tensor, activation: Activation = "none") -> Tensor:
+    return inference_linear(x, layer.weight, layer.bias, activation)
 
 
 def _qkv(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,7 +259,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _finish(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
     """Returns the block's output, given its attention before the output projection."""
     tokens = tokens + _apply(block.attn.proj, attended)
-    hidden = block.mlp.act(_apply(block.mlp.fc1, block.norm2(tokens)))
+    hidden = _apply(block.mlp.fc1, block.norm2(tokens), "gelu")
     return tokens + _apply(block.mlp.fc2, hidden)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ltrp_core.precision import Precision, check_precision
 from ltrp_core.rankers import WEIGHTS, locate_ranker
 from pipeline.annotations import open_annotations
 from pipeline.annotations.categories import arguable_names
@@ -59,7 +60,7 @@ def run_score(
     options: UnitOptions | None = None,
 ) -> Summary:
     """Scores the shards into the cache `out`."""
-    _check_device(config.device, pool)
+    _check_device(config.device, pool, config.precision)
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
     )
@@ -88,7 +89,7 @@ def run_append_views(
     """
     base = open_cache(out)
     config, options = _appending(base, asked, number)
-    _check_device(config.device, pool)
+    _check_device(config.device, pool, config.precision)
     runner = CacheRunner(
         out=f"{base.url}/{APPENDED}/views-{config.first_view:05d}",
         shards=shards,
@@ -189,7 +190,7 @@ def run_evaluate_patches(
     return evaluation.rows, summary
 
 
-def _check_device(device: str, pool: WorkerPool) -> None:
+def _check_device(device: str, pool: WorkerPool, precision: Precision = "float32") -> None:
     """Raises before anything is written; what a Ray worker has, only the worker knows."""
     if isinstance(pool, InProcessPool):
-        resolve_device(device)
+        check_precision(precision, resolve_device(device))

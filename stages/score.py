@@ -17,6 +17,7 @@ from ltrp_core.checkpoints import load_mae
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
 from ltrp_core.patches import patchify
+from ltrp_core.precision import Precision, check_precision
 from ltrp_core.scoring import Metric, Phase, Region, default_chunk, leave_one_out_scores
 from ltrp_core.views import Crop, check_size, make_view, normalize, render_view
 from stages.devices import is_out_of_memory, resolve_device
@@ -49,6 +50,10 @@ class ScoreConfig:
     phase: Phase = option("decoder", help="where a patch is removed (Tab. 1g)")
     metric: Metric = option("l1", help="distance between reconstructions (Tab. 1c)")
     region: Region = option("masked", help="positions compared")
+    precision: Precision = option(
+        "float32",
+        help="of matrix products: float32; bf16 (CPUs that have it, GPUs); tf32, fp16 (GPUs)",
+    )
     score_dtype: Literal["float32", "float16"] = option(
         "float16", help="float16, or float32 at twice the size"
     )
@@ -111,6 +116,7 @@ class UnitScorer:
     def __init__(self, config: ScoreConfig, device: str = "auto") -> None:
         self.config = config
         self.device = resolve_device(device if config.device == "auto" else config.device)
+        check_precision(config.precision, self.device)
         self.mae = load_mae(config.mae).to(self.device)
         self.fields = record_fields(config, self.mae)
         self.chunk = default_chunk(self.device)
@@ -191,6 +197,7 @@ class UnitScorer:
                     phase=self.config.phase,
                     metric=self.config.metric,
                     region=self.config.region,
+                    precision=self.config.precision,
                     chunk=self.chunk,
                 )
             except (RuntimeError, MemoryError) as error:

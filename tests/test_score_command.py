@@ -212,3 +212,17 @@ def test_the_log_says_what_was_done_by_whom_and_how_fast(shards, small_mae, tmp_
     assert set(events[1]["seconds"]) >= {"read", "decode", "model", "write", "total"}
     assert events[3]["shard"] == "part-2.tar"
     assert events[4]["done"] == 2
+
+
+def test_another_precision_is_another_run_and_one_the_device_lacks_is_refused(
+    shards, small_mae, tmp_path
+):
+    given = ("score", "--shards", shards, "--mae", small_mae, "--out", tmp_path / "cache")
+    message = one_line_error(*given, "--device", "cpu", "--precision", "fp16")
+    assert "--precision fp16 needs a GPU" in message
+    assert not (tmp_path / "cache").exists()
+    run(*given, "--precision", "bf16")
+    assert open_cache(tmp_path / "cache").run["precision"] == "bf16"
+    assert "precision: 'bf16' there, 'float32' asked" in one_line_error(*given)
+    verify = ("verify", tmp_path / "cache", "--rescore", "100%", "--shards", shards)
+    run(*verify, "--mae", small_mae)
