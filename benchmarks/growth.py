@@ -175,6 +175,7 @@ class TrivialPool:
         seconds = {"read": 0.1, "decode": 0.2, "model": 9.0, "write": 0.1, "total": 9.4}
         for item in items:
             folder = self.units / item.name
+            sha256 = hashlib.sha256(item.name.encode()).hexdigest()
             folder.mkdir(parents=True)
             (folder / "records.tar").write_bytes(_RECORDS)
             receipt = Receipt(
@@ -186,7 +187,7 @@ class TrivialPool:
                 reasons={"truncated": 1},
                 damage=None,
                 files={"records.tar": self._stamp},
-                input={"name": item.shard.name, "size": item.shard.size, "sha256": "0" * 64},
+                input={"name": item.shard.name, "size": item.shard.size, "sha256": sha256},
             )
             (folder / "receipt.json").write_bytes(receipt.to_bytes())
             result = {"row": UnitRow.of(receipt), "seconds": seconds, "notes": []}
