@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
 PYTEST_ARGS ?=
-BENCH_ARGS ?= --quick
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -44,10 +44,8 @@ format: $(STAMP) ## format and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## print the benchmark tables; BENCH_ARGS= for the full sizes
-	@for script in benchmarks/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" $(BENCH_ARGS) || exit 1; \
-	done
+bench: $(STAMP) ## run the benchmarks, results on top of benchmarks/RESULTS.md; BENCH_ARGS=--full
+	$(BIN)/python benchmarks/collect.py $(BENCH_ARGS)
 
 constraints: $(STAMP) ## write the versions installed in VENV to constraints.txt
 	@head -n 2 constraints.txt > constraints.new

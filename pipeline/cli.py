@@ -31,7 +31,7 @@ COMMANDS = {
         "Upload a ranker to the Hugging Face hub.",
     ),
     "doctor": ("pipeline.commands.health:doctor", "Tell whether this machine can do a run."),
-    "plan": ("pipeline.commands.caches:plan", "Tell what `score` would take."),
+    "plan": ("pipeline.commands.planning:plan", "Tell what `score` would take."),
     "status": ("pipeline.commands.caches:status", "Show how far a run is."),
     "inspect": ("pipeline.commands.caches:inspect", "Show what is in a unit."),
     "convert": ("pipeline.commands.caches:convert", "Write a cache in the other form."),

@@ -1,5 +1,6 @@
 """`score` as a person runs it over a dataset: forms, views, damage, limits, what is asked again."""
 
+import itertools
 import json
 import os
 import shutil
@@ -226,3 +227,19 @@ def test_another_precision_is_another_run_and_one_the_device_lacks_is_refused(
     assert "precision: 'bf16' there, 'float32' asked" in one_line_error(*given)
     verify = ("verify", tmp_path / "cache", "--rescore", "100%", "--shards", shards)
     run(*verify, "--mae", small_mae)
+
+
+def test_parts_that_were_scored_apart_are_put_together_by_moving_their_units(
+    shards, small_mae, tmp_path
+):
+    score(shards, small_mae, tmp_path / "whole")
+    first, *others = sorted(shards.glob("*.tar"))
+    score(first, small_mae, tmp_path / "a")
+    run("score", "--mae", small_mae, "--out", tmp_path / "b",
+        *itertools.chain.from_iterable(("--shards", path) for path in others))  # fmt: skip
+    for unit in (tmp_path / "b" / "units").iterdir():
+        shutil.move(unit, tmp_path / "a" / "units" / unit.name)
+    score(shards, small_mae, tmp_path / "a")
+    assert tree(tmp_path / "a" / "units") == tree(tmp_path / "whole" / "units")
+    manifests = [(tmp_path / name / "manifest.parquet").read_bytes() for name in ("a", "whole")]
+    assert manifests[0] == manifests[1]

@@ -8,19 +8,17 @@ from typing import Any
 import click
 
 from ltrp_core.errors import RequestError
-from pipeline.commands.options import PATH, config_options, cut, finish, unit_size_option
+from pipeline.commands.options import PATH, finish, unit_size_option
 from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
 from pipeline.shares import parse_share
 from pipeline.store.cache import Cache, open_cache
 from pipeline.store.lock import place_lock
 from pipeline.store.units import quarantine
-from stages.score import ScoreConfig
 
 _some_shards = click.option(
     "--shards", multiple=True, help="the shards that were scored; may be given repeatedly"
 )
-_store = click.Choice(["zarr", "webdataset"])
 
 
 @click.command()
@@ -109,7 +107,9 @@ def _rescore(
 
 @click.command()
 @click.argument("cache")
-@click.option("--to", "store", type=_store, required=True, help="wanted form")
+@click.option(
+    "--to", "store", type=click.Choice(["zarr", "webdataset"]), required=True, help="wanted form"
+)
 @click.option("--out", required=True, help="folder or URL of the new cache")
 def convert(cache: str, store: str, out: str) -> int:
     """Write a cache in the other form.
@@ -157,46 +157,4 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
         draw_sample(opened, name, key, png, shards=shards, **options)
         text += f"\ndrew {png}"
     click.echo(text)
-    return 0
-
-
-@click.command()
-@click.option(
-    "--shards", multiple=True, required=True, help="as for `score`; may be given repeatedly"
-)
-@unit_size_option
-@click.option("--out", default="cache", show_default=True, help="where the cache would lie")
-@click.option("--store", type=_store, default="zarr", show_default=True, help="as for `score`")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0.1),
-    default=20.0,
-    show_default=True,
-    help="of the trial on this device",
-)
-@click.option(
-    "--max-workers", type=click.IntRange(min=1), default=64, show_default=True, help="of the table"
-)
-@config_options(ScoreConfig)
-def plan(
-    shards: tuple[str, ...],
-    unit_size: int,
-    out: str,
-    store: str,
-    seconds: float,
-    max_workers: int,
-    **options: Any,
-) -> int:
-    """Tell what `score` would take.
-
-    From the listing of the shards and a short trial on this device: decoder passes, hours for 1, 2,
-    4, ... workers, bytes of the cache, and whether they fit. Writes nothing.
-
-    Example: ltrp-pipeline plan --shards 'train-{0000..0146}.tar' --mae mae.pth --views 4
-    """
-    from pipeline.looking.plan import format_plan, make_plan
-
-    config, found = cut(options, ScoreConfig), find_shards(shards, unit_size=unit_size)
-    made = make_plan(config, found, out, store=store, seconds=seconds)
-    click.echo(format_plan(made, workers=max_workers))
     return 0

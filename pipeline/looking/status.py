@@ -90,7 +90,8 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
     given = next((e["shards"] for e in reversed(events) if e["event"] == "start"), None)
     names = given if given is not None else [row.shard for row in rows.values()]
     newest = {e["unit"]: e for e in events if e["event"] in ("done", "failed")}
-    shards = tuple(_shard(name, rows, newest) for name in names)
+    units = {name: unit_name(name) for name in names}
+    shards = tuple(_shard(name, unit, rows, newest) for name, unit in units.items())
     done = [e for e in events if e["event"] == "done"]
     writing = _writer(cache)
     drivers = _drivers(events)
@@ -105,7 +106,7 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
         run_id=cache.run_id,
         writing=writing,
         shards=shards,
-        others=len(set(rows) - {unit_name(name) for name in names}),
+        others=len(set(rows) - set(units.values())),
         n_ok=sum(row.n_ok for row in rows.values()),
         n_bad=sum(row.n_bad for row in rows.values()),
         reasons=_reasons(rows.values()),
@@ -144,8 +145,9 @@ def _rows(cache: Cache) -> dict[str, UnitRow]:
     return rows
 
 
-def _shard(name: str, rows: Mapping[str, UnitRow], newest: Mapping[str, Any]) -> ShardStatus:
-    unit = unit_name(name)
+def _shard(
+    name: str, unit: str, rows: Mapping[str, UnitRow], newest: Mapping[str, Any]
+) -> ShardStatus:
     event = newest.get(unit, {})
     if unit in rows:
         row = rows[unit]

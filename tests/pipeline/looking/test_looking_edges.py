@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,3 +154,13 @@ def test_a_plan_counts_encoder_passes_by_phase(photo_folder, small_mae):
 def test_what_cannot_be_drawn_is_refused_in_one_line(scored, options, complaint):
     message = one_line_error("inspect", scored, "part-0.tar", "--key", "astronaut_2", *options)
     assert complaint in message
+
+
+def test_status_does_not_wait_for_torch():
+    """It takes longer to import than to look at 10,000 units."""
+    program = "import sys, pipeline.commands.caches, pipeline.looking.status; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "pyarrow" in loaded
+    assert "torch" not in loaded
