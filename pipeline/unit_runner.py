@@ -91,7 +91,7 @@ class CacheRunner:
         cache = create_cache(self.out, stage, identity)
         with place_lock(cache.place):
             cache.clear_attempts()
-            log = RunLog(cache.place)
+            log = RunLog(cache.place, cache.run_id)
             summary = Summary(stage=stage, output=cache.url)
             pending = self._pending(cache, summary)
             settings = WorkSettings(
@@ -104,7 +104,6 @@ class CacheRunner:
             )
             log.write(
                 "start",
-                run_id=cache.run_id,
                 stage=stage,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -170,6 +169,15 @@ class _Run:
             "worker": outcome.worker,
         }
         self.retried += outcome.attempts - 1
+        for lost in outcome.lost:
+            self.log.write(
+                "attempt",
+                unit=unit.name,
+                attempt=lost.attempt,
+                worker=lost.worker,
+                reason=lost.reason,
+                time=round(lost.time, 3),
+            )
         if outcome.error is None:
             row: UnitRow = outcome.result["row"]
             summary.done += 1
