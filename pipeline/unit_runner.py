@@ -21,7 +21,7 @@ from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
 from pipeline.store.run_file import difference
 from pipeline.unit_work import MakeStage, PendingUnit, UnitWork, WorkSettings
-from pipeline.workers import Outcome, WorkerPool
+from pipeline.workers import Outcome, RunMetrics, WorkerPool
 from stages.options import check_ranges, option
 from stages.protocols import ArrayField, Bar, Progress, Summary
 
@@ -109,7 +109,8 @@ class CacheRunner:
                 pid=os.getpid(),
                 shards=[shard.name for shard in self.shards],
             )
-            run = _Run(summary, log, self.options, pending, skipped=summary.skipped)
+            metrics = RunMetrics(stage, cache.run_id)
+            run = _Run(summary, log, metrics, self.options, pending, skipped=summary.skipped)
             try:
                 work = functools.partial(UnitWork, make, settings)
                 with self.progress.task(stage, len(self.shards), "shards") as bar:
@@ -153,6 +154,7 @@ class _Run:
 
     summary: Summary
     log: RunLog
+    metrics: RunMetrics
     options: UnitOptions
     pending: Sequence[PendingUnit]
     skipped: int
@@ -190,12 +192,14 @@ class _Run:
             stamp = {"stamp": unit.shard.stamp, "size": unit.shard.size}
             counts = {"n_ok": row.n_ok, "n_bad": row.n_bad}
             self.log.write("done", **facts, **counts, **stamp, seconds=seconds)
+            self.metrics.done(**counts, seconds=seconds)
         elif outcome.stop:
             summary.stopped = outcome.error
             self.log.write("stopped", **facts, reason=outcome.error)
         else:
             summary.failed[unit.shard.name] = f"{outcome.error}{_times(outcome.attempts)}"
             self.log.write("failed", **facts, reason=outcome.error)
+            self.metrics.failed()
         self._check_bad()
         rate = summary.n_ok / max(time.monotonic() - self.started, 1e-9)
         bar.advance(1, **{"images/s": rate, "failed": float(len(summary.failed))})

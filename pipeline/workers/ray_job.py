@@ -19,6 +19,17 @@ _SILENT_S = 45.0
 """Until a stream without a word is opened anew: a cut link does not say that it is cut. Stages
 without a terminal print a line every 30 s."""
 
+_TALKERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell of every upload and every end of a stream."""
+
+_TOKEN = (
+    "the cluster does not take this token; put that of its head into ~/.ray/auth_token, "
+    "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+)
 _RETRY_S = (1.0, 2.0, 5.0)
 _INTERRUPTED = 130
 
@@ -57,9 +68,10 @@ class JobClient:
         try:
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every upload
+            for name in _TALKERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
             self._client: Any = JobSubmissionClient(address)
-        except (ImportError, RuntimeError, ConnectionError) as error:
+        except Exception as error:  # Ray's own AuthenticationError has no common base
             raise RequestError(_unreachable(address, error)) from error
         self._patience_s, self._on_note = patience_s, on_note
 
@@ -94,6 +106,8 @@ class JobClient:
             except Exception as error:  # of aiohttp, requests, urllib3, and Ray's RuntimeError
                 if _is_unknown(error):
                     raise RequestError(f"the cluster knows no job {job}") from error
+                if _is_refused(error):
+                    raise RequestError(_TOKEN) from error
                 if lost.once_more(error) > self._patience_s:
                     raise RequestError(
                         f"the cluster was not reached for {self._patience_s:.0f} s; to go on: "
@@ -177,9 +191,15 @@ def _is_unknown(error: Exception) -> bool:
     return re.search(r"\b404\b", str(error)) is not None
 
 
+def _is_refused(error: Exception) -> bool:
+    return type(error).__name__ == "AuthenticationError"
+
+
 def _unreachable(address: str | None, error: Exception) -> str:
     if isinstance(error, ImportError) or "ray[default]" in str(error):
         return "submit needs Ray's job client: python -m pip install 'ltrp-pipeline[cluster]'"
+    if _is_refused(error):
+        return _TOKEN
     where = address or "RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265"
     return (
         f"--address {where}: no Ray dashboard answers ({_line(error)}); it listens on the head's "
