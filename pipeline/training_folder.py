@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,11 +118,21 @@ class DiskTrainingFolder:
         log = self._log(step)
         for name, value in values.items():
             log.add_scalar(f"{self.stage}/{name}", value, step)  # type: ignore[no-untyped-call]
-        if self._logger is not None:
-            if not self._logs:  # only the rank that logs opens it
-                self._logger.open(self.stage, read_run(LocalPlace(self.path)))
-                self._logs = True
-            self._logger.log(step, values)
+        try:
+            self._log_elsewhere(step, values)
+        except Exception as error:  # whatever its client raises: to watch a run must not end it
+            self._on_note(
+                f"no more values go to the other logger ({_line(error)}); all are in tensorboard/"
+            )
+            self._logger = None
+
+    def _log_elsewhere(self, step: int, values: Mapping[str, float]) -> None:
+        if self._logger is None:
+            return
+        if not self._logs:  # only the rank that logs opens it
+            self._logger.open(self.stage, read_run(LocalPlace(self.path)))
+            self._logs = True
+        self._logger.log(step, values)
 
     def picture(self, name: str, epoch: int, pixels: NDArray[np.uint8]) -> None:
         """Writes NAME/epoch-NNNN.png, and the picture into the TensorBoard log."""
@@ -138,7 +149,8 @@ class DiskTrainingFolder:
         if self._writer is not None:
             self._writer.close()  # type: ignore[no-untyped-call]
         if self._logger is not None and self._logs:
-            self._logger.close()
+            with suppress(Exception):
+                self._logger.close()
 
     def _log(self, step: int) -> SummaryWriter:
         if self._writer is None:

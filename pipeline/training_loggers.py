@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,11 +30,10 @@ class MlflowLogger:
     """One MLflow run a training folder: killed and started again, it goes on in the same run.
 
     Server, experiment and credentials are MLflow's own settings: MLFLOW_TRACKING_URI,
-    MLFLOW_EXPERIMENT_NAME, MLFLOW_TRACKING_TOKEN, ...; without them it writes into the folder
-    that MLflow chooses.
+    MLFLOW_EXPERIMENT_NAME, MLFLOW_TRACKING_TOKEN, ...
 
     Raises:
-        RequestError: MLflow is not installed.
+        RequestError: MLflow is not installed, or it is not said where its server is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,6 +43,11 @@ class MlflowLogger:
             raise RequestError(
                 "--log-to mlflow needs MLflow: python -m pip install 'ltrp-pipeline[mlflow]'"
             ) from error
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            # MLflow would make a database in the folder that each rank happens to be in.
+            raise RequestError(
+                "--log-to mlflow: set MLFLOW_TRACKING_URI to your server, e.g. http://host:5000"
+            )
         self._mlflow: Any = mlflow
         self._file = folder / _RUN_FILE
         self._run_id = ""

@@ -20,10 +20,7 @@ from pipeline.run_config import read_config
 from pipeline.url_secrets import check_url
 from pipeline.workers.ray_job import JobClient
 
-_STAGES = (
-    *("pack", "pretrain-mae", "score", "train-ranker", "select", "evaluate", "report", "run"),
-    *("export", "doctor", "plan", "status", "inspect", "convert", "verify"),
-)
+_STAYS_HERE = frozenset({"submit", "demo", "push-to-hub"})
 _LOOKS = frozenset({"doctor", "plan", "status", "inspect", "verify"})
 """Nothing is lost if they write nowhere."""
 _SECRET = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|(?:^|_)KEY", re.IGNORECASE)
@@ -115,8 +112,11 @@ def _check(stage: str, arguments: tuple[str, ...]) -> None:
     Raises:
         RequestError: no such stage, credentials in an argument, results that would be lost.
     """
-    if stage not in _STAGES:
-        raise RequestError(f"submit {stage}: pass one of {', '.join(_STAGES)}")
+    from pipeline.cli import COMMANDS
+
+    if stage not in COMMANDS or stage in _STAYS_HERE:
+        known = [name for name in COMMANDS if name not in _STAYS_HERE]
+        raise RequestError(f"submit {stage}: pass one of {', '.join(known)}")
     for argument in arguments:
         check_url("submit", argument)
     if {"-h", "--help"} & set(arguments):

@@ -52,9 +52,34 @@ def test_a_training_that_goes_on_goes_on_in_the_same_run(store, tmp_path):
 
 
 def test_without_mlflow_it_is_said_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(RequestError, match=r"pip install 'ltrp-pipeline\[mlflow\]'"):
         DiskTrainingFolder(tmp_path, "train-ranker", log_to="mlflow")
+
+
+def test_without_a_server_it_is_said_how_to_name_one(monkeypatch, tmp_path):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RequestError, match="set MLFLOW_TRACKING_URI"):
+        DiskTrainingFolder(tmp_path, "train-ranker", log_to="mlflow")
+
+
+def test_a_server_that_is_gone_is_said_once_and_ends_no_training(monkeypatch, tmp_path):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    notes = []
+    folder = DiskTrainingFolder(
+        tmp_path / "out", "train-ranker", log_to="mlflow", on_note=notes.append
+    )
+    folder.open(IDENTITY)
+    folder.log(1, {"loss": 1.0})
+    folder.log(2, {"loss": 0.5})
+    folder.close()
+    assert len(notes) == 1
+    assert "no more values go to the other logger" in notes[0]
+    assert list((tmp_path / "out" / "tensorboard").iterdir())
 
 
 def test_another_logger_is_refused_with_those_there_are(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,8 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """(environment, port of the dashboard) of a cluster that asks for a token."""
-    port = free_port()
+    """(environment, port of the dashboard, port of the exporter); it asks for a token."""
+    port, metrics = free_port(), free_port()
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -85,6 +86,7 @@ def cluster():
          f"--port={free_port()}", f"--dashboard-port={port}",
          f"--ray-client-server-port={free_port()}",
          f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000",
+         f"--metrics-export-port={metrics}",
          "--node-ip-address=127.0.0.1"],
         env={k: v for k, v in environment.items() if k != "PYTHONPATH"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -95,13 +97,13 @@ def cluster():
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             break
         time.sleep(0.2)
-    yield environment, port
+    yield environment, port, metrics
     head.terminate()
     head.wait(30)
 
 
 def submit(cluster, *arguments, url=None, **settings):
-    environment, port = cluster
+    environment, port, _ = cluster
     command = [*PROGRAM, "submit", "--address", url or f"http://127.0.0.1:{port}", *arguments]
     return subprocess.Popen(
         list(map(str, command)), env=environment, text=True,
@@ -123,7 +125,33 @@ def test_a_stage_runs_there_with_this_code_and_its_log_comes_here(
     )
     assert status == 0, out + err
     assert "score: 3 done, 0 already there, 0 failed; 12 images ok" in out
-    assert sum(row.n_ok for row in open_cache(cache).rows.values()) == 12
+    opened = open_cache(cache)
+    assert sum(row.n_ok for row in opened.rows.values()) == 12
+    expected = {
+        f'ltrp_units_done_total stage="score",run_id="{opened.run_id}" 3': True,
+        f'ltrp_images_total stage="score",run_id="{opened.run_id}",outcome="ok" 12': True,
+    }
+    shown, end = {}, time.monotonic() + 40
+    while shown != expected and time.monotonic() < end:
+        time.sleep(0.5)
+        shown = exported(cluster[2], opened.run_id, expected)
+    assert shown == expected
+
+
+def exported(port, run_id, wanted):
+    """Which of `name label="value",... value` Ray's exporter shows."""
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    lines = [line for line in page.splitlines() if run_id in line]
+    found = {}
+    for sample in wanted:
+        name, labels, value = sample.split()
+        found[sample] = any(
+            line.startswith(f"ray_{name}{{")
+            and all(label in line for label in labels.split(","))
+            and float(line.rsplit(" ", 1)[1]) == float(value)
+            for line in lines
+        )
+    return found
 
 
 def test_the_exit_status_is_that_of_the_job(cluster, small_mae, tmp_path):
@@ -185,7 +213,7 @@ def test_a_job_that_was_not_waited_for_is_attached_to(cluster):
 
 def test_without_the_token_no_job_is_taken(cluster):
     environment = cluster[0] | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    status, _, err = ended(submit((environment, cluster[1]), "doctor"))
+    status, _, err = ended(submit((environment, *cluster[1:]), "doctor"))
     assert (status, err.splitlines()[-1].split(";")[0]) == (
         2, "error: the cluster does not take this token")  # fmt: skip
 
