@@ -76,6 +76,8 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray gives its workers niceness 15: beside anything else on the machine they starve.
+            "RAY_worker_niceness": "0",
             "AWS_ENDPOINT_URL": f"http://{self.s3.address}:{S3_PORT}",
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),

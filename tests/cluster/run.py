@@ -45,10 +45,10 @@ def run_all(cluster: Cluster, options: argparse.Namespace) -> dict[str, str]:
     cluster.start()
     say("head, two workers, S3 server and laptop are up; a token is asked for")
     fill_bucket(cluster)
-    warm(cluster, rows, options)
     if options.speed:
         compare_speed(cluster, rows, options)
         return rows
+    warm(cluster, rows, options)
     alone(out, "score", "--shards", out / "shards", *SCORE, options.views, "--out", out / "alone")
     say("scored in one process, without Ray")
     score_with_faults(cluster, rows, options)
