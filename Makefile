@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
 PYTEST_ARGS ?=
+CLUSTER_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults check format bench constraints clean
+.PHONY: help install demo test faults cluster-test check format bench constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,10 @@ test: $(STAMP) ## run the tests; PYTEST_ARGS="-m 'not slow and not faults'" leav
 
 faults: $(STAMP) ## kill drivers and workers, fill disks, damage files: all of tests/faults
 	$(BIN)/python -m pytest tests/faults tests/pipeline -m "faults or not faults" $(PYTEST_ARGS)
+
+cluster-test: $(STAMP) ## a cluster of hosts in network namespaces that fail (root, Linux); CLUSTER_ARGS=--speed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cluster]"
+	$(BIN)/python tests/cluster/run.py $(CLUSTER_ARGS)
 
 check: $(STAMP) ## formatting, lint, types, spelling
 	$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": ("pipeline.commands.evaluations:evaluate", "Measure selections and scores."),
     "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
     "run": ("pipeline.commands.whole_runs:run", "Run all stages of a YAML file."),
+    "submit": ("pipeline.commands.jobs:submit", "Run a command as a job of a Ray cluster."),
     "export": ("pipeline.commands.exports:export", "Write a ranker for other runtimes."),
     "push-to-hub": (
         "pipeline.commands.exports:push_to_hub",

@@ -96,7 +96,13 @@ def _train(
     device: str = "",
 ) -> dict[str, Any]:
     """Trains on one rank; the first one writes `out` and returns the summary."""
-    folder = DiskTrainingFolder(out, STAGE, every_s=options.checkpoint_every, on_note=on_note)
+    folder = DiskTrainingFolder(
+        out,
+        STAGE,
+        every_s=options.checkpoint_every,
+        log_to=options.log_to,
+        on_note=on_note,
+    )
     images = StagedImages(stage_images(shards, _scratch(out, options), progress))
     try:
         mae, summary = pretrain_mae.run(

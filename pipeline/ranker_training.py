@@ -116,7 +116,13 @@ def _train(
     device: str = "",
 ) -> dict[str, Any]:
     """Trains on one rank; the first one writes `out` and returns what the command prints."""
-    folder = DiskTrainingFolder(out, STAGE, every_s=options.checkpoint_every, on_note=on_note)
+    folder = DiskTrainingFolder(
+        out,
+        STAGE,
+        every_s=options.checkpoint_every,
+        log_to=options.log_to,
+        on_note=on_note,
+    )
     # By host: ranks of one machine share what is brought near, others have their own disk.
     scratch = Path(options.scratch or out / "scratch").absolute() / socket.gethostname()
     records, maps = _stage(inputs, scratch, progress, options)

@@ -25,10 +25,13 @@ class RunLog:
     """Writes the events of one driver; the place's lock must be held.
 
     A log that cannot be written ends no run: events wait for the next try, and `problem` says why.
+
+    Args:
+        run_id: of the run; every event carries it, so that the logs of many can be searched as one.
     """
 
-    def __init__(self, place: LocalPlace | ObjectPlace) -> None:
-        self.place = place
+    def __init__(self, place: LocalPlace | ObjectPlace, run_id: str) -> None:
+        self.place, self.run_id = place, run_id
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self._name = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
         self._part = 0
@@ -37,8 +40,9 @@ class RunLog:
         self.problem: str | None = None
 
     def write(self, event: str, **facts: Any) -> None:
-        """Adds one event."""
-        self._lines.append(json.dumps({"event": event, "time": round(time.time(), 3), **facts}))
+        """Adds one event, of now unless `facts` say when."""
+        line = {"event": event, "time": round(time.time(), 3), "run_id": self.run_id, **facts}
+        self._lines.append(json.dumps(line))
         due = time.monotonic() - self._sent > _SEND_EVERY_S or len(self._lines) >= _LINES_A_PART
         if due or isinstance(self.place, LocalPlace):
             self.flush()

@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.errors import CheckpointError
+from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import file_sha256, replace_text
-from pipeline.store.run_file import claim_folder
+from pipeline.store.run_file import claim_folder, read_run
+from pipeline.training_loggers import LogTo, open_logger
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +47,7 @@ class DiskTrainingFolder:
         stage: str,
         *,
         every_s: float = 60.0,
+        log_to: LogTo = "tensorboard",
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.path = path.absolute()
@@ -54,6 +58,8 @@ class DiskTrainingFolder:
         self._written = time.monotonic()
         self._number = 0
         self._writer: SummaryWriter | None = None
+        self._logger = open_logger(log_to, self.path)
+        self._logs = False
 
     def open(self, identity: Mapping[str, Any]) -> None:
         """Makes the folder, or checks that it is this run's.
@@ -108,10 +114,25 @@ class DiskTrainingFolder:
         self._written = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds values to the TensorBoard log in `tensorboard/`."""
+        """Adds values to the TensorBoard log in `tensorboard/`, and to the other logger."""
         log = self._log(step)
         for name, value in values.items():
             log.add_scalar(f"{self.stage}/{name}", value, step)  # type: ignore[no-untyped-call]
+        try:
+            self._log_elsewhere(step, values)
+        except Exception as error:  # whatever its client raises: to watch a run must not end it
+            self._on_note(
+                f"no more values go to the other logger ({_line(error)}); all are in tensorboard/"
+            )
+            self._logger = None
+
+    def _log_elsewhere(self, step: int, values: Mapping[str, float]) -> None:
+        if self._logger is None:
+            return
+        if not self._logs:  # only the rank that logs opens it
+            self._logger.open(self.stage, read_run(LocalPlace(self.path)))
+            self._logs = True
+        self._logger.log(step, values)
 
     def picture(self, name: str, epoch: int, pixels: NDArray[np.uint8]) -> None:
         """Writes NAME/epoch-NNNN.png, and the picture into the TensorBoard log."""
@@ -124,9 +145,12 @@ class DiskTrainingFolder:
         log.add_image(f"{self.stage}/{name}", pixels, epoch, dataformats="HWC")  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Ends the log."""
+        """Ends the logs."""
         if self._writer is not None:
             self._writer.close()  # type: ignore[no-untyped-call]
+        if self._logger is not None and self._logs:
+            with suppress(Exception):
+                self._logger.close()
 
     def _log(self, step: int) -> SummaryWriter:
         if self._writer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.training_loggers import LogTo
 from stages.options import check_ranges, option
 
 
@@ -22,6 +23,11 @@ class TrainingRunOptions:
     scratch: str = option(
         "", help="folder for what is brought near; empty: in or beside --out. A local disk is best",
         changes_numbers=False,
+    )  # fmt: skip
+
+    log_to: LogTo = option(
+        "tensorboard", help="tensorboard: in OUT/tensorboard; mlflow: there and to MLflow, whose "
+        "own variables (MLFLOW_TRACKING_URI, ...) say where", changes_numbers=False,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
 from pipeline.store.run_file import difference
 from pipeline.unit_work import MakeStage, PendingUnit, UnitWork, WorkSettings
-from pipeline.workers import Outcome, WorkerPool
+from pipeline.workers import Outcome, RunMetrics, WorkerPool
 from stages.options import check_ranges, option
 from stages.protocols import ArrayField, Bar, Progress, Summary
 
@@ -91,7 +91,7 @@ class CacheRunner:
         cache = create_cache(self.out, stage, identity)
         with place_lock(cache.place):
             cache.clear_attempts()
-            log = RunLog(cache.place)
+            log = RunLog(cache.place, cache.run_id)
             summary = Summary(stage=stage, output=cache.url)
             pending = self._pending(cache, summary)
             settings = WorkSettings(
@@ -104,13 +104,13 @@ class CacheRunner:
             )
             log.write(
                 "start",
-                run_id=cache.run_id,
                 stage=stage,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 shards=[shard.name for shard in self.shards],
             )
-            run = _Run(summary, log, self.options, pending, skipped=summary.skipped)
+            metrics = RunMetrics(stage, cache.run_id)
+            run = _Run(summary, log, metrics, self.options, pending, skipped=summary.skipped)
             try:
                 work = functools.partial(UnitWork, make, settings)
                 with self.progress.task(stage, len(self.shards), "shards") as bar:
@@ -154,6 +154,7 @@ class _Run:
 
     summary: Summary
     log: RunLog
+    metrics: RunMetrics
     options: UnitOptions
     pending: Sequence[PendingUnit]
     skipped: int
@@ -170,6 +171,15 @@ class _Run:
             "worker": outcome.worker,
         }
         self.retried += outcome.attempts - 1
+        for lost in outcome.lost:
+            self.log.write(
+                "attempt",
+                unit=unit.name,
+                attempt=lost.attempt,
+                worker=lost.worker,
+                reason=lost.reason,
+                time=round(lost.time, 3),
+            )
         if outcome.error is None:
             row: UnitRow = outcome.result["row"]
             summary.done += 1
@@ -182,12 +192,14 @@ class _Run:
             stamp = {"stamp": unit.shard.stamp, "size": unit.shard.size}
             counts = {"n_ok": row.n_ok, "n_bad": row.n_bad}
             self.log.write("done", **facts, **counts, **stamp, seconds=seconds)
+            self.metrics.done(**counts, seconds=seconds)
         elif outcome.stop:
             summary.stopped = outcome.error
             self.log.write("stopped", **facts, reason=outcome.error)
         else:
             summary.failed[unit.shard.name] = f"{outcome.error}{_times(outcome.attempts)}"
             self.log.write("failed", **facts, reason=outcome.error)
+            self.metrics.failed()
         self._check_bad()
         rate = summary.n_ok / max(time.monotonic() - self.started, 1e-9)
         bar.advance(1, **{"images/s": rate, "failed": float(len(summary.failed))})

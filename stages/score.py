@@ -24,6 +24,7 @@ from stages.devices import is_out_of_memory, resolve_device
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import stack_rows, view_row
+from stages.weights import check_same_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,11 +114,22 @@ class PreparedSample:
 class UnitScorer:
     """Scores the samples of one shard after another with one model."""
 
-    def __init__(self, config: ScoreConfig, device: str = "auto") -> None:
+    def __init__(
+        self, config: ScoreConfig, device: str = "auto", *, mae_sha256: str | None = None
+    ) -> None:
+        """Loads the weights.
+
+        Args:
+            mae_sha256: what they must be, where they are read on another machine; None = any.
+
+        Raises:
+            CheckpointError: they cannot be used, or are others.
+        """
         self.config = config
         self.device = resolve_device(device if config.device == "auto" else config.device)
         check_precision(config.precision, self.device)
         self.mae = load_mae(config.mae).to(self.device)
+        check_same_weights("--mae", config.mae, self.mae.source.sha256, mae_sha256)
         self.fields = record_fields(config, self.mae)
         self.chunk = default_chunk(self.device)
         """(view, partition) pairs at a time; halved when memory is not enough."""
@@ -239,7 +251,10 @@ def run(config: ScoreConfig, *, units: UnitRunner) -> Summary:
         "patch_size": mae.config.patch_size,
     }
     summary = units.run(
-        "score", functools.partial(UnitScorer, config), identity=scored_by, fields=fields
+        "score",
+        functools.partial(UnitScorer, config, mae_sha256=mae.source.sha256),
+        identity=scored_by,
+        fields=fields,
     )
     summary.next_step = f"ltrp-pipeline train-ranker --cache {summary.output} --shards ..."
     return summary

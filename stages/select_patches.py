@@ -30,6 +30,7 @@ from stages.score_sources import (
     TeacherSource,
     checked_geometry,
 )
+from stages.weights import check_same_ranker
 
 _BASELINE_IMAGE, _BASELINE_PATCH = 224, 16
 """Pixels, where no model says otherwise: the paper's."""
@@ -164,8 +165,23 @@ class UnitSelector:
     """Selects the patches of one shard after another by one source of scores."""
 
     def __init__(
-        self, config: SelectConfig, open_teacher: OpenTeacher | None = None, device: str = "auto"
+        self,
+        config: SelectConfig,
+        open_teacher: OpenTeacher | None = None,
+        device: str = "auto",
+        *,
+        ranker_sha256: str | None = None,
     ) -> None:
+        """Opens the source.
+
+        Args:
+            ranker_sha256: what the ranker's weights must be, where they are read on another
+                machine; None = any.
+
+        Raises:
+            CheckpointError: they are others.
+        """
+        check_same_ranker(config.ranker, ranker_sha256)
         self.config = config
         self.device = resolve_device(device if config.device == "auto" else config.device)
         self.source = open_source(config, open_teacher, str(self.device))
@@ -252,7 +268,9 @@ def run(
     fields = selection_fields(config, geometry.grid**2)
     summary = units.run(
         "select",
-        functools.partial(UnitSelector, config, open_teacher),
+        functools.partial(
+            UnitSelector, config, open_teacher, ranker_sha256=made_by.get("ranker_sha256")
+        ),
         identity=selected_by,
         fields=fields,
     )

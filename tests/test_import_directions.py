@@ -26,6 +26,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.records",
     "stages.score_sources",
     "stages.devices",
+    "stages.weights",
     "stages.loading",
     "stages.held_out_images",
     "stages.pretraining_batches",

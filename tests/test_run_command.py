@@ -148,3 +148,10 @@ def test_what_a_stage_fails_with_ends_the_run(config, shards, tmp_path):
     found = states(config, expect=1)
     assert found == {"score": "to do"}
     assert states(config, "--dry-run")["score"] == "to do"
+
+
+def test_an_address_reaches_every_stage_that_works_on_clusters(config):
+    out, _ = run("run", config, "--dry-run", "--ray-address", "head:6379")
+    lines = [line.split() for line in out.splitlines() if line.startswith("  ltrp-pipeline")]
+    given = {line[1] for line in lines if "head:6379" in line}
+    assert given == {"score", "train-ranker", "select"}

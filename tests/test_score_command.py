@@ -9,7 +9,14 @@ import numpy as np
 from command_line import one_line_error, run
 from PIL import Image
 
+from pipeline.inputs import find_shards
+from pipeline.progress import JsonLineProgress
+from pipeline.run_log import read_log
+from pipeline.run_stage import run_score
 from pipeline.store import open_cache
+from pipeline.store.places import LocalPlace
+from pipeline.workers import InProcessPool
+from stages.score import ScoreConfig
 
 
 def score(shards, mae, out, *options, expect=0):
@@ -243,3 +250,38 @@ def test_parts_that_were_scored_apart_are_put_together_by_moving_their_units(
     assert tree(tmp_path / "a" / "units") == tree(tmp_path / "whole" / "units")
     manifests = [(tmp_path / name / "manifest.parquet").read_bytes() for name in ("a", "whole")]
     assert manifests[0] == manifests[1]
+
+
+class FlakyPool(InProcessPool):
+    """Loses the first attempt at every unit, as a reset connection does."""
+
+    def map(self, make, items):
+        failed = set()
+
+        def make_flaky(slot):
+            work = make(slot)
+
+            def flaky(unit):
+                if unit.name not in failed:
+                    failed.add(unit.name)
+                    raise ConnectionResetError("reset by peer")
+                return work(unit)
+
+            return flaky
+
+        return super().map(make_flaky, items)
+
+
+def test_lost_attempts_are_in_the_log_with_run_unit_attempt_and_reason(shards, small_mae, tmp_path):
+    cache = tmp_path / "cache"
+    found = find_shards([str(shards)])
+    run_score(ScoreConfig(mae=str(small_mae)), found, cache, FlakyPool(delays_s=(0.0, 0.0)),
+              JsonLineProgress(every_s=1e9))  # fmt: skip
+    events = list(read_log(LocalPlace(cache)))
+    opened = open_cache(cache)
+    assert {event["run_id"] for event in events} == {opened.run_id}
+    lost = [event for event in events if event["event"] == "attempt"]
+    assert {event["unit"] for event in lost} == set(opened.rows)
+    assert {(e["attempt"], e["reason"]) for e in lost} == {
+        (1, "ConnectionResetError: reset by peer")}  # fmt: skip
+    assert {e["attempts"] for e in events if e["event"] == "done"} == {2}

@@ -15,6 +15,7 @@ import click
 from ltrp_core.errors import RequestError
 from pipeline.commands import evaluations
 from pipeline.commands import run as stage_commands
+from pipeline.commands.options import ray_address_option
 from pipeline.run_config import RunConfig, Section, read_config
 from pipeline.stage_state import (
     fingerprint,
@@ -91,9 +92,15 @@ class _Step:
     metavar="STAGE.OPTION=VALUE",
     help="in place of what the file says; also shards=... and out=...; may be given repeatedly",
 )
+@ray_address_option
 @click.option("--dry-run", is_flag=True, help="show what would be run, as commands; run nothing")
 def run(
-    config: str, start: str | None, only: str | None, changes: tuple[str, ...], dry_run: bool
+    config: str,
+    start: str | None,
+    only: str | None,
+    changes: tuple[str, ...],
+    ray_address: str | None,
+    dry_run: bool,
 ) -> int:
     """Run all stages of a YAML file.
 
@@ -104,6 +111,10 @@ def run(
     Example: ltrp-pipeline run laptop --set shards=photos --set out=trial
     """
     document = read_config(config, changes)
+    if ray_address is not None:
+        document = dataclasses.replace(
+            document, sections=[_at(section, ray_address) for section in document.sections]
+        )
     for name, stage in (("--from", start), ("--only", only)):
         known = [section.name for section in document.sections]
         if stage is not None and stage not in known:
@@ -113,6 +124,13 @@ def run(
     for section in document.sections:
         _check(document, section)
     return _Run(document, start, only, dry_run).all()
+
+
+def _at(section: Section, ray_address: str) -> Section:
+    """Returns the section with the address, if its command works on clusters and has none yet."""
+    if not any(param.name == "ray_address" for param in _command(section.command).params):
+        return section
+    return dataclasses.replace(section, options={"ray-address": ray_address, **section.options})
 
 
 @dataclass(slots=True)

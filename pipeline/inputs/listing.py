@@ -24,6 +24,7 @@ from pipeline.inputs.shards import (
     is_of_the_system,
     starts_as_tar,
 )
+from pipeline.url_secrets import check_url
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "az", "abfs", "memory", "http", "https", "file")
 """URLs that are read; each but `file` and `memory` needs its fsspec package."""
@@ -50,7 +51,7 @@ def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard
 
     Raises:
         RequestError: a name that is no file, a pattern that matches nothing, an unknown kind of
-            URL, two shards of one file name, no tar at all.
+            URL, credentials in one, two shards of one file name, no tar at all.
     """
     shards: dict[str, Shard] = {}
     for pattern in patterns:
@@ -80,6 +81,7 @@ def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard
 
 
 def _shards_of(pattern: str, unit_size: int) -> Iterator[Shard]:
+    check_url("--shards", pattern)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", pattern)
     if scheme is None or _exists(pattern):
         yield from _local(pattern, unit_size)

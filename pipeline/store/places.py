@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ltrp_core.errors import RequestError
+from pipeline.url_secrets import check_url
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "memory", "az", "abfs")
 """Object stores that a cache may lie in; each needs its fsspec package."""
@@ -279,9 +280,10 @@ def open_place(path: str | Path) -> LocalPlace | ObjectPlace:
     """Returns the place that a path or URL names.
 
     Raises:
-        RequestError: a URL of another scheme, or its package is not installed.
+        RequestError: a URL of another scheme or with credentials, or its package is not installed.
     """
     text = str(path)
+    check_url("place", text)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text)
     if scheme is None:
         return LocalPlace(path)

@@ -20,6 +20,7 @@ from pipeline.workers.outcomes import (
     Work,
     WorkerPool,
 )
+from pipeline.workers.run_metrics import RunMetrics
 from pipeline.workers.slots import parse_workers
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "InProcessPool",
     "MakeWork",
     "Outcome",
+    "RunMetrics",
     "RunStoppedError",
     "Slot",
     "Work",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltrp_core.errors import RequestError
+from pipeline.code_version import code_version
 from pipeline.workers.outcomes import (
     ATTEMPTS,
     Failure,
@@ -112,7 +113,7 @@ class Crew:
         """Returns the attempts that ended; waits up to `timeout_s` for the first.
 
         Raises:
-            RequestError: an actor says that the work cannot be made.
+            RequestError: an actor says that the work cannot be made, or runs other code.
         """
         if not self._by_future:
             time.sleep(timeout_s)
@@ -161,7 +162,8 @@ class Crew:
             self._remove(member)
             self._not_prepared(failure)
         elif member.state == "placing":
-            member.host = value
+            member.host, theirs = value
+            _check_version(member.host, theirs)
             self._await(member, "preparing", member.prepared)
         else:
             member.state = "idle"
@@ -203,6 +205,15 @@ class Crew:
         self._by_future = {f: m for f, m in self._by_future.items() if m is not member}
         with suppress(Exception):  # it is dead already, or Ray itself is
             self._ray.kill(member.handle)
+
+
+def _check_version(host: str, theirs: str) -> None:
+    """Raises RequestError: other code would make other numbers, or fail where none expects it."""
+    if theirs != code_version():
+        raise RequestError(
+            f"ltrp-pipeline is {code_version()} here and {theirs} on {host}; install the same on "
+            "all machines, or let `ltrp-pipeline submit` ship it"
+        )
 
 
 def _death(error: Exception) -> Failure:

@@ -30,6 +30,17 @@ MakeWork = Callable[[Slot], Work]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LostAttempt:
+    """An attempt that failed and was followed by another."""
+
+    attempt: int
+    worker: str
+    reason: str
+    time: float
+    """When it was known, seconds since the epoch"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of one item: a result, or an error after `attempts` tries."""
 
@@ -41,6 +52,8 @@ class Outcome:
     """The run cannot go on; the other items that were being worked on have no outcome."""
     worker: str = ""
     """`host:device` of the last attempt"""
+    lost: tuple[LostAttempt, ...] = ()
+    """The attempts before the last"""
 
 
 class WorkerPool(Protocol):

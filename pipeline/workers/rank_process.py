@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ltrp_core.errors import RequestError
+from pipeline.code_version import code_version
 from pipeline.workers.outcomes import RunStoppedError, classify
 from pipeline.workers.rank_board import Home
 from pipeline.workers.slots import Plan
@@ -57,6 +58,8 @@ class RankRun:
     """The driver's"""
     max_failures: int
     timeout_s: int
+    version: str
+    """The driver's code"""
 
     @property
     def use_gpu(self) -> bool:
@@ -81,6 +84,7 @@ def run_rank(options: dict[str, Any]) -> None:
     torch.set_num_threads(run.cpus)
     place = _place(run.board, run.use_gpu)
     try:
+        _check_version(run.version, place.node)
         with _shown(run.board, place.rank):
             run.work(place)
     except BaseException as error:
@@ -88,6 +92,15 @@ def run_rank(options: dict[str, Any]) -> None:
         raise
     with suppress(Exception):
         ray.get(run.board.seen.remote(), timeout=10.0)
+
+
+def _check_version(driver: str, host: str) -> None:
+    """Raises RequestError if this process runs other code than the driver."""
+    if driver != code_version():
+        raise RequestError(
+            f"ltrp-pipeline is {driver} where the run was started and {code_version()} on {host}; "
+            "install the same on all machines, or let `ltrp-pipeline submit` ship it"
+        )
 
 
 def _place(board: Any, use_gpu: bool) -> Rank:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ltrp_core.errors import RequestError
+from pipeline.code_version import code_version
 from pipeline.workers.outcomes import RunStoppedError
 from pipeline.workers.rank_board import LEAVE_S, STANDS_STILL, Board, take_from
 from pipeline.workers.rank_process import Rank, RankRun, run_rank
@@ -99,6 +100,7 @@ def train_on_ranks(
             folder=os.getcwd(),
             max_failures=max_failures,
             timeout_s=max(1, round(collective_timeout_s)),
+            version=code_version(),
         )
         _follow(fit.remote(run), board, max_failures, on_note, on_report)
     finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.workers.outcomes import ATTEMPTS, Failure, Outcome
+from pipeline.workers.outcomes import ATTEMPTS, Failure, LostAttempt, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class Try:
 
     item: Any
     attempt: int = 1
+    lost: tuple[LostAttempt, ...] = ()
+    """Those before"""
 
 
 class Tries:
@@ -48,14 +51,23 @@ class Tries:
     def done(self, tried: Try, result: Any, worker: str) -> Outcome:
         """Returns the outcome of a success."""
         self.num_open -= 1
-        return Outcome(item=tried.item, result=result, attempts=tried.attempt, worker=worker)
+        return Outcome(
+            item=tried.item,
+            result=result,
+            attempts=tried.attempt,
+            worker=worker,
+            lost=tried.lost,
+        )
 
     def failed(self, tried: Try, failure: Failure, worker: str, now: float) -> Outcome | None:
         """Returns the outcome of a failed attempt; None if the item is to be tried again."""
         if failure.is_retried and tried.attempt < ATTEMPTS:
             delay_s = self._delays_s[min(tried.attempt, len(self._delays_s)) - 1]
             self._serial += 1
-            again = Try(tried.item, tried.attempt + 1)
+            lost = LostAttempt(
+                attempt=tried.attempt, worker=worker, reason=failure.reason, time=time.time()
+            )
+            again = replace(tried, attempt=tried.attempt + 1, lost=(*tried.lost, lost))
             heapq.heappush(self._again, (now + delay_s, self._serial, again))
             return None
         self.num_open -= 1
@@ -65,4 +77,5 @@ class Tries:
             attempts=tried.attempt,
             stop=failure.kind == "stop",
             worker=worker,
+            lost=tried.lost,
         )

@@ -7,6 +7,7 @@ import socket
 import sys
 from typing import Any
 
+from pipeline.code_version import code_version
 from pipeline.workers.outcomes import Failure, MakeWork, Slot, Work, classify
 
 
@@ -20,9 +21,9 @@ class WorkerProcess:
     def __init__(self) -> None:
         self._work: Work | None = None
 
-    def place(self) -> str:
-        """Returns the host; that it returns says that Ray has found a slot."""
-        return socket.gethostname()
+    def place(self) -> tuple[str, str]:
+        """Returns host and version; that it returns says that Ray has found a slot."""
+        return socket.gethostname(), code_version()
 
     def prepare(self, make: MakeWork, slot: Slot) -> Failure | None:
         """Makes the work."""

@@ -1,0 +1,30 @@
+"""Weights that a worker reads on its own machine must be those that the run was started with."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+
+from ltrp_core.errors import CheckpointError
+from ltrp_core.rankers import WEIGHTS, locate_ranker
+
+
+def check_same_weights(option: str, source: str, found: str, wanted: str | None) -> None:
+    """Compares two sha256 in hex; `wanted` None = any.
+
+    Raises:
+        CheckpointError: they differ; names both, the machine and the file.
+    """
+    if wanted is not None and found != wanted:
+        raise CheckpointError(
+            f"{option} {source} has the sha256 {found[:12]} on {socket.gethostname()}, and "
+            f"{wanted[:12]} where the run was started; bring the same file to all machines"
+        )
+
+
+def check_same_ranker(source: str, wanted: str | None) -> None:
+    """Compares the sha256 of a ranker's weights file; see `check_same_weights`."""
+    if wanted is not None:
+        with (locate_ranker(source) / WEIGHTS).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        check_same_weights("--ranker", source, found, wanted)

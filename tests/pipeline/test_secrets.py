@@ -1,0 +1,109 @@
+"""What runs write, and what submit ships, holds no secret of the environment or of an address."""
+
+from pathlib import Path
+
+import pytest
+from command_line import one_line_error, run
+from s3_server import s3_bucket
+
+from pipeline.job_code import make_job_folder
+from pipeline.store.places import open_place
+
+SECRET = "w7SentinelOfASecret"
+VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "RAY_AUTH_TOKEN",
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    with s3_bucket() as url:
+        for name in VARIABLES:
+            monkeypatch.setenv(name, f"{SECRET}-{name}")
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield url
+
+
+def holding(folder: Path) -> list[str]:
+    """Names of the files below a folder that hold the secret."""
+    return [
+        str(file.relative_to(folder))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and SECRET.encode() in file.read_bytes()
+    ]
+
+
+def test_a_whole_run_in_an_object_store_writes_no_secret(shards, small_mae, bucket, tmp_path):
+    said = ""
+    open_place(f"{bucket}/shards").upload(shards, "")
+    for command in (
+        ("score", "--shards", f"{bucket}/shards", "--mae", small_mae, "--out", f"{bucket}/cache"),
+        ("train-ranker", "--cache", f"{bucket}/cache", "--shards", f"{bucket}/shards",
+         "--ranker", "vit_tiny", "--epochs", 1, "--out", tmp_path / "ranker"),
+        ("select", "--shards", f"{bucket}/shards", "--ranker", tmp_path / "ranker",
+         "--out", f"{bucket}/selections", "--keep-ratio", 0.5),
+        ("status", f"{bucket}/cache", "--json"),
+        ("report", "--selections", f"{bucket}/selections", "--shards", f"{bucket}/shards",
+         "--mae", small_mae, "--training", tmp_path / "ranker", "--out", tmp_path / "report"),
+    ):  # fmt: skip
+        said += "".join(run(*command))
+    place = open_place(bucket)
+    names = place.sizes("")
+    assert any(name.endswith("run.json") for name in names)
+    assert any("/log/" in name for name in names)
+    assert [name for name in names if SECRET.encode() in place.read(name)] == []
+    assert holding(tmp_path) == []
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://key:{SECRET}@bucket/x",
+        f"https://user:{SECRET}@host/x.tar",
+        f"https://host/x.tar?X-Amz-Signature={SECRET}",
+        f"https://host/x.tar?sv=2024&sig={SECRET}",
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(url, shards, small_mae, tmp_path):
+    refused = [
+        one_line_error("score", "--shards", url, "--mae", small_mae, "--out", tmp_path / "a"),
+        one_line_error("status", url),
+        one_line_error("submit", "score", "--shards", url, "--mae", "mae_tiny", "--out", "s3://b"),
+    ]
+    if url.startswith("s3"):
+        refused.append(
+            one_line_error("score", "--shards", shards, "--mae", small_mae, "--out", url)
+        )
+    for message in refused:
+        assert SECRET not in message
+        assert "credentials come from the environment" in message
+    assert list(tmp_path.glob("a*")) == []
+
+
+def test_a_job_is_not_given_a_secret_by_its_environment():
+    for name in (*VARIABLES, "MY_PASSWORD"):
+        message = one_line_error(
+            "submit", "--env", f"{name}={SECRET}", "status", "s3://bucket/cache")  # fmt: skip
+        assert name in message
+        assert SECRET not in message
+
+
+def test_what_is_shipped_is_the_code_and_nothing_that_lies_beside_it(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("stages: {}\n")
+    folder = tmp_path / "job"
+    folder.mkdir()
+    make_job_folder(folder, [config])
+    assert {entry.name for entry in folder.iterdir()} == {
+        "ltrp_core", "stages", "pipeline", "run.yaml"}  # fmt: skip
+    shipped = [file.relative_to(folder) for file in folder.rglob("*")]
+    assert Path("pipeline/cli.py") in shipped
+    assert [file for file in shipped if "__pycache__" in file.parts or file.name[0] == "."] == []
