@@ -81,7 +81,7 @@ def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard
 
 
 def _shards_of(pattern: str, unit_size: int) -> Iterator[Shard]:
-    check_url("--shards", pattern)
+    check_url("--shards", pattern, may_be_signed=True)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", pattern)
     if scheme is None or _exists(pattern):
         yield from _local(pattern, unit_size)
