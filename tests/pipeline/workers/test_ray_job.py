@@ -4,10 +4,12 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -75,13 +77,18 @@ def free_port():
 def cluster():
     """(environment, port of the dashboard, port of the exporter); it asks for a token."""
     port, metrics = free_port(), free_port()
+    # Ray notes the newest cluster of a machine in its temporary folder, and jobs join that one.
+    # Short: the paths of its sockets may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": folder,
     }
+    environment.pop("RAY_ADDRESS", None)
     head = subprocess.Popen(
         [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=1",
          f"--port={free_port()}", f"--dashboard-port={port}",
@@ -105,6 +112,7 @@ def cluster():
     with contextlib.suppress(ProcessLookupError):
         os.killpg(head.pid, signal.SIGKILL)
     head.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(cluster, *arguments, url=None, **settings):
