@@ -36,7 +36,7 @@ faults: $(STAMP) ## kill drivers and workers, fill disks, damage files: all of t
 
 docs: $(STAMP) ## write the documentation as a site to site/; a dead link ends it
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(STAMP) ## formatting, lint, types, spelling
 	$(BIN)/ruff format --check .

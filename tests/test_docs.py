@@ -39,8 +39,9 @@ def heading_ids(file: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def site_links() -> Any:
-    spec = importlib.util.spec_from_file_location("site_links", ROOT / "docs/site_links.py")
+def loaded(name: str) -> Any:
+    """Returns a module of the folder of the documentation."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -103,5 +104,19 @@ def test_every_module_of_the_api_page_is_there() -> None:
     ],
 )
 def test_on_the_site_a_link_out_of_docs_is_the_name_of_the_file(written: str, shown: str) -> None:
-    changed = site_links().without_outer_links(written, Path("page.md"), ROOT / "docs")
+    changed = loaded("site_links").without_outer_links(written, Path("page.md"), ROOT / "docs")
     assert changed == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("float (B, 3, g*p, g*p)", r"float (B, 3, g\*p, g\*p)"),
+        ("one of {9, 19}[n], <b>", r"one of {9, 19}\[n\], &lt;b>"),
+        ("`a*b[0]` is code, a*b not", r"`a*b[0]` is code, a\*b not"),
+        ("Args:\n    *args: all\n    **more: rest", "Args:\n    *args: all\n    **more: rest"),
+    ],
+)
+def test_on_the_site_docstrings_are_shown_as_they_are_written(written: str, shown: str) -> None:
+    pytest.importorskip("griffe")
+    assert loaded("plain_docstrings").escaped(written) == shown
