@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults cluster-test check format bench constraints clean
+.PHONY: help install demo test faults cluster-test docs check format bench constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ cluster-test: $(STAMP) ## a cluster of hosts in network namespaces that fail (ro
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cluster]"
 	$(BIN)/python tests/cluster/run.py $(CLUSTER_ARGS)
 
+docs: $(STAMP) ## write the documentation as a site to site/; a dead link ends it
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: $(STAMP) ## formatting, lint, types, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -59,5 +63,5 @@ constraints: $(STAMP) ## write the versions installed in VENV to constraints.txt
 	@mv constraints.new constraints.txt
 
 clean: ## remove what the other targets made, the environment included
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find ltrp_core stages pipeline tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

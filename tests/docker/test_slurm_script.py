@@ -1,0 +1,61 @@
+"""The Slurm script, with stand-ins for Slurm's own commands and the real Ray, on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SRUN = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/sh
+echo 127.0.0.1
+"""
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    stage = f'#!/bin/sh\nexec {sys.executable} -m pipeline.cli "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("ltrp-pipeline", stage)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(tmp_path),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    # Ray's folder: its own, and short enough for sockets.
+    with tempfile.TemporaryDirectory(prefix="ltrp-", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        return subprocess.run(
+            ["bash", str(ROOT / "docker/slurm.sh"), *arguments],
+            env=environment | {"RAY_TMPDIR": ray},
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+
+
+def test_without_a_stage_it_says_how_it_is_used(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stage_joins_the_cluster_of_the_job_and_nothing_is_left(tmp_path: Path) -> None:
+    done = run(tmp_path, "doctor", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 machine(s), 1 CPU slot(s)" in done.stdout
+    assert list(tmp_path.glob(".ltrp-job-*")) == []
