@@ -24,16 +24,15 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH")
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=3
 
-# Ray's processes run as steps of the job; --block keeps each step alive as long as its Ray.
+# Ray's processes run as steps of the job; --block keeps each step alive as long as its Ray. In the
+# background: srun takes the place of the shell, so that a signal reaches it.
 cpus=${SLURM_CPUS_PER_TASK:-1}
 on_host() {
-    srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$1" --overlap "${@:2}"
+    exec srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$1" --overlap "${@:2}"
 }
-# With job control each is a process group, which ends as one.
-set -m
 ray_pids=()
 end() {
-    for pid in "${ray_pids[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
+    kill "${ray_pids[@]}" 2>/dev/null || true
     wait
     rm -rf "$folder"
 }
@@ -44,8 +43,15 @@ on_host "$head" ray start --head --block --port="$port" --include-dashboard=fals
 ray_pids+=($!)
 for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n +2); do
     # Started again when Ray has ended: a link that was cut for long looks like a lost machine.
-    (while ! on_host "$host" ray start --block --address="$head:$port" \
-        --num-cpus="$cpus"; do sleep 5; done) &
+    (
+        trap 'kill "${step:-}" 2>/dev/null; wait; exit' TERM
+        while true; do
+            on_host "$host" ray start --block --address="$head:$port" --num-cpus="$cpus" &
+            step=$!
+            wait "$step" && break
+            sleep 5
+        done
+    ) &
     ray_pids+=($!)
 done
 
