@@ -44,11 +44,15 @@ def photographs(folder: Path | None) -> Iterator[bytes]:
     if folder is None:
         yield from itertools.cycle(content for _, content in demo_photographs())
     while True:
+        found = False
         for path in sorted(folder.glob("*.tar")) if folder.is_dir() else [folder]:
             with tarfile.open(path) as tar:
                 for member in tar:
-                    if member.name.endswith(".jpg"):
+                    if member.name.lower().endswith((".jpg", ".jpeg")):
+                        found = True
                         yield tar.extractfile(member).read()
+        if not found:
+            raise SystemExit(f"{folder} holds no tar of JPEGs")
 
 
 def write_tar(path: Path, images: list[tuple[str, bytes]]) -> None:
