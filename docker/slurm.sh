@@ -14,7 +14,9 @@ set -euo pipefail
 
 [ $# -gt 0 ] || { echo "usage: sbatch [OPTIONS] $0 STAGE ..." >&2; exit 2; }
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Read whole: `| head` would end scontrol by a broken pipe now and then, and pipefail the job.
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts[0]:?scontrol names no host of this job}
 # Of this job alone, so that two jobs on one machine do not meet.
 port=$((20000 + SLURM_JOB_ID % 10000))
 
@@ -41,7 +43,7 @@ trap end EXIT
 on_host "$head" ray start --head --block --port="$port" --include-dashboard=false \
     --node-ip-address="$head" --num-cpus="$cpus" &
 ray_pids+=($!)
-for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n +2); do
+for host in "${hosts[@]:1}"; do
     # Started again when Ray has ended: a link that was cut for long looks like a lost machine.
     (
         trap 'kill "${step:-}" 2>/dev/null; wait; exit' TERM

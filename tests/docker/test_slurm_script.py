@@ -51,7 +51,7 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", str(ROOT / "docker/slurm.sh"), *arguments],
             env=environment | {"RAY_TMPDIR": ray},
-            capture_output=True, text=True, timeout=100, check=False,
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
 
