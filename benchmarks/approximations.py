@@ -50,22 +50,29 @@ def _start(
     return tokens, masked.shape[1]
 
 
-def _distances(mae: MaskedAutoencoder, anchor: Tensor, left_out: Tensor) -> Tensor:
-    """Returns l1 (n,) of hidden states (1, q, W) and (n, q, W) behind the last block."""
-    change = mae.decoder_norm(anchor) - mae.decoder_norm(left_out)
-    projected: Tensor = scoring.inference_linear(change, mae.decoder_pred.weight, None)
+def _project(mae: MaskedAutoencoder, change: Tensor) -> Tensor:
+    """Returns l1 (n,) of differences (n, q, W) of hidden states behind the decoder's norm."""
+    projected = scoring.inference_linear(change, mae.decoder_pred.weight, None)
     return projected.abs().mean(dim=(-2, -1))
+
+
+def _distances(mae: MaskedAutoencoder, anchor: Tensor, left_out: Tensor) -> Tensor:
+    """Returns l1 (n,) of hidden states (1, q, W) and (n, q, W) before the decoder's norm."""
+    return _project(mae, mae.decoder_norm(anchor) - mae.decoder_norm(left_out))
+
+
+def _passes(mae: MaskedAutoencoder, tokens: Tensor, kept: Tensor, reads: int) -> Tensor:
+    """Returns l1 (passes,) at the first `reads` tokens, from passes over the `kept` ones."""
+    left_out = tokens[:, kept].flatten(0, 1)
+    anchor, left_out = scoring._shared_first_block(mae.decoder_blocks[0], tokens, left_out, kept)
+    anchor, left_out = scoring._later_blocks(mae, anchor, left_out, reads)
+    return _project(mae, anchor - left_out)
 
 
 def thin_decoder(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share: float) -> Tensor:
     """Only a share of the masked tokens enter the decoder at all."""
     tokens, m = _start(mae, image, visible, share)
-    kept = scoring._without_each(m + 1, visible.shape[1], tokens.device)
-    anchor, left_out = tokens, tokens[:, kept].flatten(0, 1)
-    anchor, left_out = scoring._shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
-    anchor, left_out = scoring._later_blocks(mae, anchor, left_out, m)
-    change = scoring.inference_linear(anchor - left_out, mae.decoder_pred.weight, None)
-    return change.abs().mean(dim=(-2, -1))
+    return _passes(mae, tokens, scoring._without_each(m + 1, visible.shape[1], tokens.device), m)
 
 
 def last_block_share(
@@ -74,20 +81,11 @@ def last_block_share(
     """All tokens up to the last block; a share of the masked ones are read behind it."""
     tokens, m = _start(mae, image, visible, 1.0)
     # The tokens that are read come first.
-    order = torch.cat([chosen := _spread(m, share), _others(m, chosen)])
+    chosen = _spread(m, share)
+    order = torch.cat([chosen, scoring._complement(chosen[None], m)[0]])
     tokens = torch.cat([tokens[:, order], tokens[:, m:]], dim=1)
     kept = scoring._without_each(m + 1, visible.shape[1], tokens.device)
-    anchor, left_out = tokens, tokens[:, kept].flatten(0, 1)
-    anchor, left_out = scoring._shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
-    anchor, left_out = scoring._later_blocks(mae, anchor, left_out, len(chosen))
-    change = scoring.inference_linear(anchor - left_out, mae.decoder_pred.weight, None)
-    return change.abs().mean(dim=(-2, -1))
-
-
-def _others(length: int, chosen: Tensor) -> Tensor:
-    is_other = torch.ones(length, dtype=torch.bool)
-    is_other[chosen] = False
-    return is_other.nonzero()[:, 0]
+    return _passes(mae, tokens, kept, len(chosen))
 
 
 def frozen_context(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share: float) -> Tensor:
@@ -142,11 +140,7 @@ def group_removals(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, passe
     kept = torch.cat(
         [torch.arange(m + 1).expand(count, -1), m + 1 + order[:, half:].sort(dim=1).values], dim=1
     )
-    anchor, left_out = tokens, tokens[:, kept].flatten(0, 1)
-    anchor, left_out = scoring._shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
-    anchor, left_out = scoring._later_blocks(mae, anchor, left_out, m)
-    change = scoring.inference_linear(anchor - left_out, mae.decoder_pred.weight, None)
-    found = change.abs().mean(dim=(-2, -1))
+    found = _passes(mae, tokens, kept, m)
     # A little ridge: with fewer passes than patches the system alone has many solutions.
     system = gone.T @ gone + 0.1 * torch.eye(n)
     return torch.linalg.solve(system, gone.T @ found)

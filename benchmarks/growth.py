@@ -166,7 +166,6 @@ class TrivialPool:
     def __init__(self, out: Path) -> None:
         self.units = out / "units"
         self.notes: list[str] = []
-        self.run_id = ""
         self._stamp = FileStamp(len(_RECORDS), hashlib.sha256(_RECORDS).hexdigest())
 
     def map(self, make: Any, items: Sequence[Any]) -> Iterator[Outcome]:
