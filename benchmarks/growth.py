@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -195,6 +196,10 @@ class TrivialPool:
 
 def simulate(folder: Path, out: Path) -> None:
     """One run of the driver in this process; prints a line of JSON."""
+    # What the command of a run on a cluster has imported by then counts as the driver's memory.
+    importlib.import_module("ray")
+    importlib.import_module("pipeline.commands.run")
+    imports = peak_mb()
     progress = open_progress()
     started = time.monotonic()
     shards = find_shards([str(folder)])
@@ -204,7 +209,7 @@ def simulate(folder: Path, out: Path) -> None:
     summary = runner.run("score", lambda device: None, identity={"views": 1}, fields=fields)
     total = time.monotonic() - started
     facts = {"listed": listed, "total": total, "done": summary.done, "skipped": summary.skipped}
-    print(json.dumps({**facts, "mb": peak_mb()}))
+    print(json.dumps({**facts, "imports": imports, "mb": peak_mb()}))
 
 
 def shards(scratch: Path, count: int) -> None:
@@ -232,7 +237,8 @@ def shards(scratch: Path, count: int) -> None:
         print(
             f"{name}: listed in {found['listed']:.1f} s, then {working:.1f} s = "
             f"{count / working:.0f} units/s; {found['done']} done, {found['skipped']} already "
-            f"there; peak memory of the driver {found['mb']:.0f} MB",
+            f"there; peak memory of the driver {found['mb']:.0f} MiB, "
+            f"{found['imports']:.0f} of it imports",
             flush=True,
         )
     times = []

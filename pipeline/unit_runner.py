@@ -287,18 +287,11 @@ def _check_unchanged(cache: Cache, done: Sequence[PendingUnit], progress: Progre
 
     Its size and its stamp (modification time, ETag) tell; where they differ, its sha256.
     """
-    stamps = {
-        event["unit"]: (event["size"], event["stamp"])
-        for event in read_log(cache.place)
-        if event["event"] == "done" and event.get("stamp")
-    }
-    doubtful = []
     for unit in done:
         row = cache.rows[unit.name]
         if unit.shard.size != row.shard_size and row.damage is None:
             raise _changed(cache, unit, f"{row.shard_size} bytes then, {unit.shard.size} now")
-        if stamps.get(unit.name) != (unit.shard.size, unit.shard.stamp):
-            doubtful.append(unit)
+    doubtful = _without_their_stamp(cache, done)
     if not doubtful:
         return
     with progress.task("hash shards", len(doubtful), "shards") as bar:
@@ -306,6 +299,22 @@ def _check_unchanged(cache: Cache, done: Sequence[PendingUnit], progress: Progre
             if _sha256(unit.shard) != cache.rows[unit.name].shard_sha256:
                 raise _changed(cache, unit, "another content of the same size")
             bar.advance(1)
+
+
+def _without_their_stamp(cache: Cache, done: Sequence[PendingUnit]) -> list[PendingUnit]:
+    """Returns those whose shard has another size or stamp than when it was last done."""
+    doubtful = {unit.name: unit for unit in done}
+    equal: dict[str, PendingUnit] = {}
+    # Compared as the log is read, not gathered first: there may be 100,000 units.
+    for event in read_log(cache.place):
+        name = str(event.get("unit"))
+        if event["event"] != "done" or not event.get("stamp"):
+            continue
+        unit = doubtful.pop(name, None) or equal.pop(name, None)
+        if unit is not None:
+            same = (event["size"], event["stamp"]) == (unit.shard.size, unit.shard.stamp)
+            (equal if same else doubtful)[name] = unit
+    return list(doubtful.values())
 
 
 def _sha256(shard: Shard) -> str:

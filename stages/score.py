@@ -241,8 +241,23 @@ def run(config: ScoreConfig, *, units: UnitRunner) -> Summary:
         CheckpointError: the weights cannot be used; nothing has been written then.
         RequestError: the mask ratio leaves no visible or no masked patch.
     """
+    fields, scored_by = _plan(config)
+    summary = units.run(
+        "score",
+        functools.partial(UnitScorer, config, mae_sha256=scored_by["mae_sha256"]),
+        identity=scored_by,
+        fields=fields,
+    )
+    summary.next_step = f"ltrp-pipeline train-ranker --cache {summary.output} --shards ..."
+    return summary
+
+
+def _plan(config: ScoreConfig) -> tuple[dict[str, ArrayField], dict[str, Any]]:
+    """Returns the arrays of a unit and what identifies the run.
+
+    The model is let go of: the driver of a long run scores nothing.
+    """
     mae = load_mae(config.mae)
-    fields = record_fields(config, mae)
     scored_by = {
         **identity(config),
         "partitions": num_partitions(config, mae.config.num_patches),
@@ -250,11 +265,4 @@ def run(config: ScoreConfig, *, units: UnitRunner) -> Summary:
         "image_size": mae.config.image_size,
         "patch_size": mae.config.patch_size,
     }
-    summary = units.run(
-        "score",
-        functools.partial(UnitScorer, config, mae_sha256=mae.source.sha256),
-        identity=scored_by,
-        fields=fields,
-    )
-    summary.next_step = f"ltrp-pipeline train-ranker --cache {summary.output} --shards ..."
-    return summary
+    return record_fields(config, mae), scored_by

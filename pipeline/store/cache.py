@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from stages.protocols import Arrays
 
 APPENDED = "appended"
 """Folder of the caches that hold further views of the same samples."""
+_RECEIPTS_AT_A_TIME = 4096
+"""Read together, so that an object store is asked for many at once."""
 _VIEW_ARRAYS = frozenset({"crop", "flip", "visible", "score", "pixels"})
 """Arrays whose second axis is the views."""
 
@@ -62,7 +64,7 @@ class Cache:
     def rows(self) -> dict[str, UnitRow]:
         """What is known of the complete units, by name, sorted; read once."""
         found = {}
-        for unit, state in self.scan().items():
+        for unit, state in self._states():
             if state.problem is None and state.receipt is not None:
                 found[unit] = UnitRow.of(state.receipt)
         return found
@@ -92,17 +94,23 @@ class Cache:
 
     def scan(self) -> dict[str, UnitState]:
         """Returns what is known of everything under units/, by name, sorted."""
+        return dict(self._states())
+
+    def _states(self) -> Iterator[tuple[str, UnitState]]:
+        """Yields what `scan` returns; some receipts at a time, for there may be 100,000."""
         sizes: dict[str, dict[str, int]] = {name: {} for name in self.place.names(UNITS)}
         for path, size in self.place.sizes(UNITS).items():
             unit, _, name = path.partition("/")
             # A file beside the units is as wrong as a unit without a receipt.
             sizes.setdefault(unit, {})[name or unit] = size
-        names = {f"{UNITS}/{unit}/{RECEIPT}": unit for unit in sizes}
-        contents = {names[k]: data for k, data in self.place.read_many(names).items()}
-        return {
-            unit: parse_unit(contents.get(unit), sizes[unit], run_id=self.run_id)
-            for unit in sorted(sizes)
-        }
+        units = sorted(sizes)
+        for first in range(0, len(units), _RECEIPTS_AT_A_TIME):
+            some = units[first : first + _RECEIPTS_AT_A_TIME]
+            names = {unit: f"{UNITS}/{unit}/{RECEIPT}" for unit in some}
+            contents = self.place.read_many(names.values())
+            for unit, name in names.items():
+                state = parse_unit(contents.get(name), sizes.pop(unit), run_id=self.run_id)
+                yield unit, state
 
     def receipt(self, unit: str) -> Receipt:
         """Returns the receipt of a complete unit.

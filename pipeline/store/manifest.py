@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from pipeline.store.receipts import Receipt
 MANIFEST = "manifest.parquet"
 TABLE = "selections.parquet"
 """What `select` kept, as a table beside the units."""
+_ROWS_AT_A_TIME = 16384
 SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
@@ -57,7 +59,8 @@ class UnitRow:
             n_in=receipt.n_in,
             n_ok=receipt.n_ok,
             n_bad=receipt.n_bad,
-            reasons=json.dumps(dict(receipt.reasons), sort_keys=True),
+            # Most units have the same: a text each would be kept as long as the driver runs.
+            reasons=sys.intern(json.dumps(dict(receipt.reasons), sort_keys=True)),
             damage=receipt.damage,
             bytes=receipt.num_bytes,
         )
@@ -65,12 +68,31 @@ class UnitRow:
 
 def manifest_table(rows: Iterable[UnitRow]) -> pa.Table:
     """Returns one row a unit, sorted by name; a pure function of the rows."""
-    ordered = sorted(rows, key=lambda row: row.unit)
-    return pa.Table.from_pylist([asdict(row) for row in ordered], schema=SCHEMA)
+    return pa.Table.from_batches(_batches(rows), schema=SCHEMA)
 
 
 def manifest_bytes(rows: Iterable[UnitRow]) -> bytes:
     """Returns the Parquet file of `manifest_table`."""
     buffer = io.BytesIO()
-    pq.write_table(manifest_table(rows), buffer, write_page_checksum=True)
+    with pq.ParquetWriter(buffer, SCHEMA, write_page_checksum=True) as file:
+        for batch in _batches(rows):
+            file.write_batch(batch)
     return buffer.getvalue()
+
+
+def _batches(rows: Iterable[UnitRow]) -> Iterator[pa.RecordBatch]:
+    """Yields the sorted rows, some at a time and column by column.
+
+    A dictionary a row, or all of them at once, would be most of the driver's memory at 100,000
+    units.
+    """
+    ordered = sorted(rows, key=lambda row: row.unit)
+    for first in range(0, max(len(ordered), 1), _ROWS_AT_A_TIME):
+        some = ordered[first : first + _ROWS_AT_A_TIME]
+        yield pa.RecordBatch.from_arrays(
+            [
+                pa.array((getattr(row, field.name) for row in some), field.type, size=len(some))
+                for field in SCHEMA
+            ],
+            schema=SCHEMA,
+        )
