@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 Activation = Literal["none", "gelu"]
@@ -22,6 +22,8 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _PACKED_FROM_ROWS = 1024
 """Fewer rows do not repay a second copy of the weights."""
+_PRODUCT_FROM_ROWS = 16
+"""Of fewer rows MKL's product is faster: it takes the weights as they lie."""
 
 
 def inference_linear(
@@ -53,6 +55,25 @@ def inference_linear(
     return fused
 
 
+def use_inference_linears(model: nn.Module) -> None:
+    """Makes every `nn.Linear` in `model` compute by `inference_linear` where no gradient is asked for.
+
+    Weights and names stay as they are, and what it computes where a gradient is, or when compiled.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _InferenceLinear
+
+
+class _InferenceLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        few = input.numel() < _PRODUCT_FROM_ROWS * self.in_features
+        learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        if few or learns or torch.compiler.is_compiling():
+            return super().forward(input)
+        return inference_linear(input, self.weight, self.bias)
+
+
 class _Packed(NamedTuple):
     made_of: tuple[object, ...]
     weight: Tensor
@@ -68,7 +89,7 @@ def _packed(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     result depends on what was computed before.
     """
     plain = weight.detach()
-    if _PACK is None or rows < _PACKED_FROM_ROWS or not isinstance(weight, torch.nn.Parameter):
+    if _PACK is None or rows < _PACKED_FROM_ROWS or not isinstance(weight, nn.Parameter):
         return plain.to(dtype)
     made_of = (weight.data_ptr(), weight._version, dtype, rows)
     kept: _Packed | None = _PACKED.get(weight)

@@ -123,7 +123,7 @@ def _score_pairs(
             index = masked.unsqueeze(-1).expand_as(predicted)
             reference = mae.patchify(images).scatter(1, index, predicted)
         else:
-            reference = mae.decode(mae.encode(images, visible), visible).float()
+            reference = mae.decode(_latent(mae, images, visible), visible).float()
     # Distances are sums over thousands of values: in float32, whatever the products are in.
     difference = difference.float()
     with torch.autocast(images.device.type, enabled=False):
@@ -149,7 +149,7 @@ def _hidden_decoder(
     [masked | visible] each of the q compared tokens stands.
     """
     m, n = masked.shape[1], visible.shape[1]
-    tokens_RSW = _decoder_tokens(mae, mae.encode(images, visible), visible, masked)
+    tokens_RSW = _decoder_tokens(mae, _latent(mae, images, visible), visible, masked)
     # Row j of `kept` is the sequence [masked | class | visible] without the j-th visible patch.
     kept = _without_each(m + 1, n, tokens_RSW.device)
     anchor, left_out = tokens_RSW, tokens_RSW[:, kept].flatten(0, 1)
@@ -217,6 +217,14 @@ def _later_blocks(
         anchor, left_out = _whole_block(block, anchor), _whole_block(block, left_out)
     anchor, left_out = (_last_block(last, tokens, reads) for tokens in (anchor, left_out))
     return mae.decoder_norm(anchor), mae.decoder_norm(left_out)
+
+
+def _latent(mae: MaskedAutoencoder, images: Tensor, visible: Tensor) -> Tensor:
+    """Returns what `mae.encode` does."""
+    tokens = mae.embed(images, visible)
+    for block in mae.blocks:
+        tokens = _whole_block(block, tokens)
+    return mae.norm(tokens)
 
 
 def _tails(mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, kept: Tensor) -> Tensor:

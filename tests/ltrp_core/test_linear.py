@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import ltrp_core.linear
-from ltrp_core.linear import inference_linear
+from ltrp_core.linear import inference_linear, use_inference_linears
 
 
 def layer(rows, inner=48, outer=96):
@@ -48,3 +48,34 @@ def test_a_layout_is_not_kept_longer_than_its_weight():
     assert len(ltrp_core.linear._PACKED) == before + 1
     del weight
     assert len(ltrp_core.linear._PACKED) == before
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_model_with_inference_linears_computes_what_it_did(rows):
+    x, _, _ = layer(rows)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 96), torch.nn.GELU(), torch.nn.Linear(96, 3))
+    names = list(model.state_dict())
+    expected = model(x)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), model[0].bias)
+    use_inference_linears(model)
+    assert list(model.state_dict()) == names
+    found = model(x)
+    assert torch.equal(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), model[0].bias)
+    assert torch.equal(gradient, expected_gradient)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_of_many_rows_without_gradients_a_layer_takes_the_fast_product(monkeypatch):
+    x, _, _ = layer(40)
+    model = torch.nn.Linear(48, 96)
+    use_inference_linears(model)
+    taken = []
+    monkeypatch.setattr(ltrp_core.linear, "inference_linear", lambda *args: taken.append(args[0]))
+    with torch.no_grad():
+        model(x)
+        assert len(taken) == 1
+        model(x[:, :1])
+    model(x)
+    assert len(taken) == 1
