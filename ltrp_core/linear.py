@@ -1,4 +1,4 @@
-"""Linear layers of a frozen model, by the fastest matrix products that torch carries for a CPU.
+"""Linear layers by the fastest matrix products that torch carries for a CPU.
 
 On a CPU torch sends a float32 `F.linear` to MKL, which leaves the wide vector units of CPUs that
 are not Intel's idle; oneDNN, which torch's compiler uses for frozen models, does not. oneDNN also
@@ -8,11 +8,12 @@ The figures are in benchmarks/RESULTS.md.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
 Activation = Literal["none", "gelu"]
@@ -39,8 +40,7 @@ def inference_linear(
         bias: (D,) or None.
         activation: `gelu` is the exact one (by erf), that of timm's blocks.
     """
-    on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32
-    if _ONEDNN is None or not on_cpu or not torch.backends.mkldnn.is_available():
+    if _ONEDNN is None or not _has_onednn(x, weight):
         result = F.linear(x, weight, bias)
         return F.gelu(result) if activation == "gelu" else result
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
@@ -55,23 +55,61 @@ def inference_linear(
     return fused
 
 
-def use_inference_linears(model: nn.Module) -> None:
-    """Makes every `nn.Linear` in `model` compute by `inference_linear` where no gradient is asked for.
+def use_fast_linears(model: nn.Module) -> None:
+    """Makes every `nn.Linear` in `model` compute by oneDNN's products where they are the faster.
 
-    Weights and names stay as they are, and what it computes where a gradient is, or when compiled.
+    That is float32 on a CPU, with and without gradients, unless the model is compiled; elsewhere,
+    and where torch has none, it computes as before. Names and weights stay as they are.
     """
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = _InferenceLinear
+            module.__class__ = _FastLinear
 
 
-class _InferenceLinear(nn.Linear):
+class _FastLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         few = input.numel() < _PRODUCT_FROM_ROWS * self.in_features
-        learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
-        if few or learns or torch.compiler.is_compiling():
+        if few or torch.compiler.is_compiling():
             return super().forward(input)
-        return inference_linear(input, self.weight, self.bias)
+        if not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
+            return inference_linear(input, self.weight, self.bias)
+        in_float32 = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not in_float32 or not _has_onednn(input, self.weight):
+            return super().forward(input)
+        learned: Tensor = _LearnedProduct.apply(input, self.weight, self.bias)
+        return learned
+
+
+class _LearnedProduct(torch.autograd.Function):
+    """`F.linear` whose three products are oneDNN's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _product(rows, weight.t()).view_as(x) if of_x else None,
+            _product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
+            rows.sum(dim=0) if of_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    assert _ONEDNN is not None
+    product: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
+    return product
+
+
+def _has_onednn(x: Tensor, weight: Tensor) -> bool:
+    on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32
+    return _ONEDNN is not None and on_cpu and bool(torch.backends.mkldnn.is_available())
 
 
 class _Packed(NamedTuple):

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
-from ltrp_core.linear import use_inference_linears
+from ltrp_core.linear import use_fast_linears
 from ltrp_core.patches import patchify
 from ltrp_core.ranker_models import Ranker
 from ltrp_core.selection import num_kept, select_patches
@@ -45,7 +45,7 @@ class LTRPSelector(nn.Module):
         if not 0.0 <= homogeneous <= 1.0:
             raise RequestError(f"homogeneous must be a share from 0 to 1; got {homogeneous}")
         self.ranker = ranker.requires_grad_(False)
-        use_inference_linears(ranker)
+        use_fast_linears(ranker)
         self.homogeneous = homogeneous
         self.eval()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ltrp_core.baselines.references import center_scores, patch_variance, random_scores
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.linear import use_inference_linears
+from ltrp_core.linear import use_fast_linears
 from ltrp_core.ranker_models import Ranker
 from ltrp_core.rankers import load_ranker
 from ltrp_core.repeatability import mean_map
@@ -92,7 +92,7 @@ class RankerSource:
         if self.geometry.grid != ranker.grid:
             ranker = load_ranker(source, grid=self.geometry.grid)
         self.ranker: Ranker = ranker.eval().to(device)
-        use_inference_linears(self.ranker)
+        use_fast_linears(self.ranker)
         self.crop, self.seed = crop, seed
 
     def prepare(self, sample: Sample) -> tuple[View, KnownMap]:

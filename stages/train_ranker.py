@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
-from ltrp_core.linear import use_inference_linears
 from ltrp_core.losses import loss_by_name
 from ltrp_core.patches import unpatchify
 from ltrp_core.ranker_init import InitReport, initialize_ranker
@@ -129,7 +128,6 @@ def run(
     ranker, started_from = _make_ranker(config, records)
     notes = [*split.notes, *([started_from.summary()] if started_from else [])]
     check_whole_views(ranker, records)
-    use_inference_linears(ranker)  # of validation
     step = RankerStep(ranker).to(target)
     held_out = HoldOut.make(config, records, maps, split, ranks)
     notes += held_out.notes

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import ltrp_core.linear
-from ltrp_core.linear import inference_linear, use_inference_linears
+from ltrp_core.linear import inference_linear, use_fast_linears
 
 
 def layer(rows, inner=48, outer=96):
@@ -50,32 +50,69 @@ def test_a_layout_is_not_kept_longer_than_its_weight():
     assert len(ltrp_core.linear._PACKED) == before
 
 
+def small_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(48, 96), torch.nn.GELU(), torch.nn.Linear(96, 3, bias=False)
+    )
+
+
+def with_gradients(model, x):
+    x = x.clone().requires_grad_()
+    result = model(x)
+    return [result, *torch.autograd.grad(result.square().sum(), [x, *model.parameters()])]
+
+
 @pytest.mark.parametrize("rows", [2, 40])
-def test_a_model_with_inference_linears_computes_what_it_did(rows):
+def test_a_model_with_fast_linears_computes_and_learns_what_it_did(rows):
     x, _, _ = layer(rows)
-    model = torch.nn.Sequential(torch.nn.Linear(48, 96), torch.nn.GELU(), torch.nn.Linear(96, 3))
-    names = list(model.state_dict())
-    expected = model(x)
-    (expected_gradient,) = torch.autograd.grad(expected.sum(), model[0].bias)
-    use_inference_linears(model)
-    assert list(model.state_dict()) == names
-    found = model(x)
-    assert torch.equal(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), model[0].bias)
-    assert torch.equal(gradient, expected_gradient)
+    plain, fast = small_model(), small_model()
+    use_fast_linears(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    for found, expected in zip(with_gradients(fast, x), with_gradients(plain, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-def test_of_many_rows_without_gradients_a_layer_takes_the_fast_product(monkeypatch):
+def test_frozen_parts_of_such_a_model_get_no_gradient():
     x, _, _ = layer(40)
-    model = torch.nn.Linear(48, 96)
-    use_inference_linears(model)
-    taken = []
-    monkeypatch.setattr(ltrp_core.linear, "inference_linear", lambda *args: taken.append(args[0]))
-    with torch.no_grad():
-        model(x)
-        assert len(taken) == 1
-        model(x[:, :1])
-    model(x)
-    assert len(taken) == 1
+    model = small_model()
+    use_fast_linears(model)
+    model[0].requires_grad_(False)
+    model(x).sum().backward()
+    assert model[0].weight.grad is None
+    assert model[2].weight.grad is not None
+
+
+def test_such_a_model_under_autocast_computes_as_torch_does():
+    x, _, _ = layer(40)
+    plain, fast = small_model(), small_model()
+    use_fast_linears(fast)
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, expected in zip(with_gradients(fast, x), with_gradients(plain, x), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_it_learns_without_onednn_too(monkeypatch):
+    x, _, _ = layer(40)
+    plain, fast = small_model(), small_model()
+    use_fast_linears(fast)
+    monkeypatch.setattr(ltrp_core.linear, "_ONEDNN", None)
+    for found, expected in zip(with_gradients(fast, x), with_gradients(plain, x), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_of_many_rows_a_layer_takes_the_fast_product_and_of_few_it_does_not(learns, monkeypatch):
+    x, _, _ = layer(40)
+    model = torch.nn.Linear(48, 96).requires_grad_(learns)
+    use_fast_linears(model)
+    own, rows = ltrp_core.linear._ONEDNN, []
+    monkeypatch.setattr(
+        ltrp_core.linear, "_ONEDNN", lambda *args: rows.append(len(args[0])) or own(*args)
+    )
+    model(x.flatten(0, 1))
+    assert rows == [40]
+    model(x[0, :2])
+    assert rows == [40]
