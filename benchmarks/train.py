@@ -5,7 +5,8 @@
 
 `epoch`: one record, trained on from the cache, against scored and trained on (the paper's way);
 same ranker, same device. `loader`: records made ready for the ranker, from stored pixels and from
-JPEGs; beside the latter the bare decoding and cropping. `sparse`: a ViT-S that sees the visible
+JPEGs; beside the latter the bare decoding and cropping. `step`: a training step against the same
+without its fused optimizer or without oneDNN's products. `sparse`: a ViT-S that sees the visible
 patches against timm's ViT-S that sees the image. `busy`: steps with the loader against steps on
 data that lie ready. Scores and weights are random: no time depends on them.
 """
@@ -31,6 +32,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from ltrp_core.checkpoints import save_mae
+from ltrp_core.linear import use_fast_linears
 from ltrp_core.losses import listmle
 from ltrp_core.mae import create_mae
 from ltrp_core.rankers import create_ranker
@@ -124,9 +126,13 @@ def endless(loader: Loader) -> Iterator[StepBatch]:
 class Trainer:
     """One optimizer step on a batch, as `train-ranker` takes it."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, *, fast: bool = True, fused: bool = True
+    ) -> None:
+        if fast:
+            use_fast_linears(model)
         self.model, self.device = model.to(device).train(), device
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused)
         self.half = device.type == "cuda"
 
     def __call__(self, inputs: Tensor, visible: Tensor, score: Tensor) -> None:
@@ -262,6 +268,42 @@ def bench_epoch(
         print(f"{name:32} {1000 * each:10.2f} {base / each:13.1f}")
 
 
+def bench_step(device: torch.device, batch: int, rounds: int) -> None:
+    """What was done to a step, one thing less a row."""
+    print(f"\n## step: of a sparse ViT-S, batch {batch}, n = 19 of 196")
+    generator = torch.Generator().manual_seed(0)
+    visible = torch.rand(batch, 196, generator=generator).argsort(1)[:, :19]
+    score = torch.rand(batch, 19, generator=generator)
+    patches = torch.randint(0, 256, (batch, 19, 768), generator=generator, dtype=torch.uint8)
+    options: dict[str, dict[str, bool]] = {
+        "as it is": {},
+        "AdamW of many kernels": {"fused": False},
+        "torch's own products": {"fast": False},
+    }
+    steps = {
+        name: functools.partial(
+            Trainer(RankerStep(create_ranker("vit_small")), device, **given),
+            patches,
+            visible,
+            score,
+        )
+        for name, given in options.items()
+    }
+    for work in steps.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, work in steps.items():
+            times[name].append(1e3 * seconds(work, device))
+    base = statistics.median(times["as it is"])
+    for name, values in times.items():
+        each = statistics.median(values)
+        print(
+            f"{name:22} {each:9.1f} ms ({min(values):.1f} to {max(values):.1f}), "
+            f"{each / base:.2f} times as long"
+        )
+
+
 def bench_sparse(device: torch.device, batch: int, rounds: int) -> None:
     print(f"\n## sparse: training steps of a ViT-S, batch {batch}, n = 19 of 196")
     sparse = Trainer(RankerStep(create_ranker("vit_small")), device)
@@ -319,7 +361,7 @@ def bench_busy(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", nargs="*", help="tars of JPEGs; made here if omitted")
-    parser.add_argument("--only", choices=["epoch", "loader", "sparse", "busy"])
+    parser.add_argument("--only", choices=["epoch", "loader", "step", "sparse", "busy"])
     parser.add_argument("--mae", default="mae_base")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -344,6 +386,7 @@ def main() -> None:
         sections: dict[str, Callable[[Path], None]] = {
             "epoch": lambda at: bench_epoch(at, shards, device, mae, 64 if on_gpu else 4),
             "loader": lambda at: bench_loader(at, shards, count, arguments.rounds),
+            "step": lambda at: bench_step(device, batch, arguments.rounds),
             "sparse": lambda at: bench_sparse(device, batch, arguments.rounds),
             "busy": lambda at: bench_busy(at, shards, device, batch, 200 if on_gpu else 3),
         }
