@@ -25,6 +25,7 @@ from stages.ranking_batches import RankingBatch, RankingSteps
 from stages.ranks import Ranks
 from stages.record_order import RecordOrder
 from stages.training import Task, Trained, TrainingConfig, fit
+from stages.weights import check_same_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +126,7 @@ def run(
     ranks = ranks or Ranks()
     target = resolve_device(device or config.device)
     split = split_samples(records, config.holdout, config.holdout_by, config.seed)
-    ranker, started_from = _make_ranker(config, records)
+    ranker, started_from = _make_ranker(config, records, ranks)
     notes = [*split.notes, *([started_from.summary()] if started_from else [])]
     check_whole_views(ranker, records)
     step = RankerStep(ranker).to(target)
@@ -221,11 +222,19 @@ def check_whole_views(ranker: Ranker, records: Records) -> None:
         )
 
 
-def _make_ranker(config: TrainRankerConfig, records: Records) -> tuple[Ranker, InitReport | None]:
+def _make_ranker(
+    config: TrainRankerConfig, records: Records, ranks: Ranks
+) -> tuple[Ranker, InitReport | None]:
     torch.manual_seed(config.seed)
     ranker = _create(config, records.run)
     source = config.init or config.init_from
-    return ranker, initialize_ranker(ranker, source) if source else None
+    if not source:
+        return ranker, None
+    report = initialize_ranker(ranker, source)
+    option = "--init" if config.init else "--init-from"
+    first = ranks.share(report.sha256)
+    check_same_weights(option, source, report.sha256, first, "on the first worker's machine")
+    return ranker, report
 
 
 def _create(config: TrainRankerConfig, cache: Mapping[str, Any]) -> Ranker:

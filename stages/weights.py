@@ -9,8 +9,17 @@ from ltrp_core.errors import CheckpointError
 from ltrp_core.rankers import WEIGHTS, locate_ranker
 
 
-def check_same_weights(option: str, source: str, found: str, wanted: str | None) -> None:
+def check_same_weights(
+    option: str,
+    source: str,
+    found: str,
+    wanted: str | None,
+    where: str = "where the run was started",
+) -> None:
     """Compares two sha256 in hex; `wanted` None = any.
+
+    Args:
+        where: the other machine, in words.
 
     Raises:
         CheckpointError: they differ; names both, the machine and the file.
@@ -18,7 +27,7 @@ def check_same_weights(option: str, source: str, found: str, wanted: str | None)
     if wanted is not None and found != wanted:
         raise CheckpointError(
             f"{option} {source} has the sha256 {found[:12]} on {socket.gethostname()}, and "
-            f"{wanted[:12]} where the run was started; bring the same file to all machines"
+            f"{wanted[:12]} {where}; bring the same file to all machines"
         )
 
 

@@ -26,6 +26,7 @@ from pipeline.training_options import RunOptions
 from pipeline.workers import InProcessPool
 from stages import pretrain_mae
 from stages.options import identity
+from stages.ranks import Ranks
 from stages.score import ScoreConfig
 from stages.train_ranker import TrainRankerConfig
 
@@ -283,6 +284,20 @@ def test_a_ranker_starts_from_the_encoder(train, tmp_path, small_mae):
     assert any("fresh: head" in note for note in summary.notes)
     # config.json goes to others: no path of this machine.
     assert str(small_mae.parent) not in (tmp_path / "ranker" / "config.json").read_text()
+
+
+def test_a_worker_that_starts_from_other_weights_than_the_first_is_refused(
+    train, tmp_path, small_mae, monkeypatch
+):
+    def of_first(self, value):
+        return "0" * 64 if isinstance(value, str) else value
+
+    monkeypatch.setattr(Ranks, "share", of_first)
+    own = load_mae(small_mae).source.sha256[:12]
+    with pytest.raises(
+        CheckpointError, match=f"--init .* {own} on .*, and 000000000000 on the fir"
+    ):
+        train(tmp_path / "ranker", init=str(small_mae))
 
 
 def test_an_encoder_of_another_size_is_refused(train, tmp_path, small_mae, monkeypatch):
