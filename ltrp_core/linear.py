@@ -23,6 +23,7 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _PACKED_FROM_ROWS = 1024
 """Fewer rows do not repay a second copy of the weights."""
+_PACKED_FOR_ROWS = 4096
 _PRODUCT_FROM_ROWS = 16
 """Of fewer rows MKL's product is faster: it takes the weights as they lie."""
 
@@ -123,15 +124,15 @@ _PACKED = WeakIdKeyDictionary()
 def _packed(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     """Returns the weight in `dtype`, for many rows in oneDNN's layout, which is made once.
 
-    Made anew when the weight has changed, or the number of rows that the layout goes by: so no
-    result depends on what was computed before.
+    Made anew when the weight has changed. The layout is for some thousand rows, whatever their
+    number: it changes no bit of a product.
     """
     plain = weight.detach()
     if _PACK is None or rows < _PACKED_FROM_ROWS or not isinstance(weight, nn.Parameter):
         return plain.to(dtype)
-    made_of = (weight.data_ptr(), weight._version, dtype, rows)
+    made_of = (weight.data_ptr(), weight._version, dtype)
     kept: _Packed | None = _PACKED.get(weight)
     if kept is None or kept.made_of != made_of:
-        kept = _Packed(made_of, _PACK(plain.to(dtype).contiguous(), rows))
+        kept = _Packed(made_of, _PACK(plain.to(dtype).contiguous(), _PACKED_FOR_ROWS))
         _PACKED[weight] = kept
     return kept.weight

@@ -37,6 +37,8 @@ PHASES = ("decoder", "encoder")
 METRICS = ("l1", "psnr", "ssim")
 REGIONS = ("masked", "all")
 
+_ROWS_AT_A_TIME = 4096
+
 
 @torch.no_grad()
 def leave_one_out_scores(
@@ -202,21 +204,41 @@ def _shared_first_block(
 
     Row norms and projections do not depend on the other tokens, so one set serves all passes.
     """
-    q, k, v = _qkv(block, anchor)
-    anchor = _finish(block, anchor, _attend(q, k, v))
-    q, k, v = (t[:, :, kept].transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-    return anchor, _finish(block, left_out, _attend(q, k, v))
+    qkv = _qkv(block, anchor)
+    anchor = _finish(block, anchor, _attend(*qkv))
+    at_a_time = _passes_at_a_time(left_out)
+    passes = left_out.unflatten(0, (-1, len(kept))).split(at_a_time, dim=1)
+    made = []
+    for tokens, places in zip(passes, kept.split(at_a_time), strict=True):
+        attended = _attend(*(t[:, :, places].transpose(1, 2).flatten(0, 1) for t in qkv))
+        made.append(_finish(block, tokens.flatten(0, 1), attended).view(tokens.shape))
+    return anchor, torch.cat(made, dim=1).flatten(0, 1)
 
 
 def _later_blocks(
     mae: MaskedAutoencoder, anchor: Tensor, left_out: Tensor, reads: int | None
 ) -> tuple[Tensor, Tensor]:
     """Returns the normed hidden states of the first `reads` tokens behind the last block."""
-    *_, last = mae.decoder_blocks
-    for block in mae.decoder_blocks[1:-1]:
-        anchor, left_out = _whole_block(block, anchor), _whole_block(block, left_out)
-    anchor, left_out = (_last_block(last, tokens, reads) for tokens in (anchor, left_out))
-    return mae.decoder_norm(anchor), mae.decoder_norm(left_out)
+    *between, last = mae.decoder_blocks[1:] if len(mae.decoder_blocks) > 1 else mae.decoder_blocks
+
+    def behind(tokens: Tensor) -> Tensor:
+        for block in between:
+            tokens = _whole_block(block, tokens)
+        return mae.decoder_norm(_last_block(last, tokens, reads))
+
+    passes = left_out.split(_passes_at_a_time(left_out))
+    return behind(anchor), torch.cat([behind(tokens) for tokens in passes])
+
+
+def _passes_at_a_time(tokens: Tensor) -> int:
+    """Returns how many of the passes `tokens` (R*J, S, W) go through a block together.
+
+    On a CPU about as many rows as at L = 196 and n = 19: more fall out of its caches, and take
+    memory that the system has to hand out anew each time.
+    """
+    if tokens.device.type != "cpu":
+        return len(tokens)
+    return max(1, _ROWS_AT_A_TIME // tokens.shape[1])
 
 
 def _latent(mae: MaskedAutoencoder, images: Tensor, visible: Tensor) -> Tensor:

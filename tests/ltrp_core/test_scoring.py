@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 
+from ltrp_core import scoring
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
 from ltrp_core.partitions import sample_visible
@@ -87,6 +88,18 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_batch(phase, metric, reg
     assert torch.equal(together, alone)
     chunked = leave_one_out_scores(mae, images, visible, chunk=8, **options)
     torch.testing.assert_close(chunked, alone, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("phase", ["decoder", "encoder"])
+@pytest.mark.parametrize("passes", [1, 2, 1000])
+def test_how_many_passes_go_together_changes_no_score(phase, passes, chunk, monkeypatch):
+    mae, images, visible = make(batch=3)
+    expected = leave_one_out_scores(mae, images, visible, phase=phase)
+    rows = passes * (mae.config.num_patches + 1)
+    monkeypatch.setattr(scoring, "_ROWS_AT_A_TIME", rows)
+    found = leave_one_out_scores(mae, images, visible, phase=phase, chunk=chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_several_partitions_equal_several_calls():
