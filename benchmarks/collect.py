@@ -24,6 +24,7 @@ SCRIPTS = (
     "ceilings.py",
     "score.py",
     "approximations.py",
+    "number_formats.py",
     "end_to_end.py",
     "growth.py",
     "cache.py",
