@@ -38,10 +38,13 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Of pip's settings these say where packages come from; the rest is the Dockerfile's business.
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
-# The mounts of a container, 64 MB of shared memory included. They are the command's own and end
-# with it, however it ends, and so does every process that it leaves.
+# Mounts and processes of a command are its own and end with it, however it ends.
+OWN = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+# The mounts of a container, 64 MB of shared memory included.
 MOUNTS = """set -e
 root=$1; shift
+[ "$1" != lo ] || ip link set lo up
+shift
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755,size=64k dev "$root/dev"
@@ -50,7 +53,9 @@ for node in null zero full random urandom tty; do
     mount --bind "/dev/$node" "$root/dev/$node"
 done
 ln -s /proc/self/fd "$root/dev/fd"
-mkdir "$root/dev/shm"
+mkdir "$root/dev/shm" "$root/dev/pts"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
 mount -t tmpfs -o mode=1777,size=64m shm "$root/dev/shm"
 for file in /etc/resolv.conf /etc/hosts; do
     touch "$root$file"
@@ -66,6 +71,17 @@ exec chroot "$@"
 """
 # What compose.yaml, rayjob.yaml and the probes of KubeRay call in an image.
 COMMANDS = "for name in ray tensorboard python wget sh; do command -v $name || exit; done"
+# A head as compose.yaml and rayjob.yaml start one. The health check of compose.yaml and KubeRay's
+# probes pass, a health check with another token does not.
+RAY_HEAD = """export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+ray start --head --num-cpus=0 --port=6379 --node-ip-address=127.0.0.1 >ray.log 2>&1 || exit
+ray health-check --address 127.0.0.1:6379 2>>ray.log || exit
+RAY_AUTH_TOKEN=another ray health-check --address 127.0.0.1:6379 2>>ray.log && exit 1
+for path in 52365/api/local_raylet_healthz 8265/api/gcs_healthz; do
+    wget --tries 9 --retry-connrefused -T 10 -q -O- "http://localhost:$path" | grep success || exit
+done"""
+LEFT = "ls -l out/report/index.html && id && pwd && df -h /dev/shm"
 C_PROGRAM = """printf '#include <stdio.h>\\nint main() { return puts("compiled") < 0; }' >try.c &&
 gcc -shared -fPIC -o try.so try.c && gcc -o try try.c && ./try"""
 
@@ -206,8 +222,11 @@ def run_inside(
     words: Sequence[str],
     binds: Sequence[tuple[Path, str]] = (),
     timeout: float | None = None,
+    network: bool = True,
 ) -> None:
     """Runs a command in the root, as the user and in the folder that the instructions have set.
+
+    Without `network` there is localhost alone.
 
     Raises:
         subprocess.CalledProcessError: the command failed.
@@ -216,11 +235,29 @@ def run_inside(
     environment = {"PATH": PATH, "HOME": home_of(image.user, image.root)}
     environment |= settings_of_this_machine() | image.arguments | image.environment
     bound = [str(word) for pair in binds for word in pair]
-    script = ["sh", "-c", MOUNTS, "sh", str(image.root), *bound, "--"]
+    script = ["sh", "-c", MOUNTS, "sh", str(image.root), "all" if network else "lo", *bound, "--"]
     chroot = [f"--userspec={image.user}", str(image.root), "/usr/bin/env", "-i"]
     chroot += [f"--chdir={image.folder}", *(f"{k}={v}" for k, v in environment.items())]
-    own = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    own = OWN if network else [*OWN, "--net"]
     subprocess.run([*own, *script, *chroot, *words], check=True, timeout=timeout)
+
+
+def bootstrap(suite: str, root: Path) -> None:
+    """Makes a clean root of Debian with this machine's certificates and proxies."""
+    options = ["--variant=minbase", f"--include={PACKAGES}", suite]
+    log = root.with_suffix(".log")
+    with open(log, "wb") as output:
+        command = [*OWN, "debootstrap", *options, str(root), mirror()]
+        failed = subprocess.run(command, stdout=output, check=False).returncode
+    if failed:
+        lines = log.read_text("utf-8", errors="replace").splitlines()
+        stop("debootstrap failed; its last lines:\n" + "\n".join(lines[-8:]))
+    given = Path(os.environ.get("SSL_CERT_FILE", CERTIFICATES))
+    if given.is_file():
+        shutil.copyfile(given, root / CERTIFICATES.relative_to("/"))
+    listed = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, check=False)
+    lines_of_apt = [line for line in listed.stdout.splitlines(True) if b"::Proxy" in line]
+    (root / "etc/apt/apt.conf.d/00proxy").write_bytes(b"".join(lines_of_apt))
 
 
 class Builder:
@@ -263,19 +300,7 @@ class Builder:
         root = self.folder / "debian"
         if not root.exists():
             say(f"== Debian {self.suite}, by debootstrap")
-            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", self.suite]
-            with open(self.folder / "debootstrap.log", "wb") as log:
-                done = subprocess.run([*command, root, mirror()], stdout=log, check=False)
-            if done.returncode:
-                text = Path(log.name).read_text("utf-8", errors="replace")
-                stop("debootstrap failed; its last lines:\n" + "\n".join(text.splitlines()[-8:]))
-            if CERTIFICATES.is_file():
-                shutil.copyfile(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
-            proxies = subprocess.run(
-                ["apt-config", "dump", "Acquire"], capture_output=True, check=False
-            )
-            lines = [line for line in proxies.stdout.splitlines(True) if b"::Proxy" in line]
-            (root / "etc/apt/apt.conf.d/00proxy").write_bytes(b"".join(lines))
+            bootstrap(self.suite, root)
             run_inside(Image(root), ["/usr/bin/python3", "-m", "venv", "/usr/local"])
         return Image(root)
 
@@ -340,18 +365,15 @@ def copy(value: str, image: Image) -> None:
 
 
 def try_commands(target: str, image: Image) -> list[str]:
-    """Runs what a user of the image would, as the image's user; returns what failed."""
+    """Runs what a user of the image would, as its user, without a network; returns what failed."""
     shell = ["/bin/sh", "-c"]
     checks: list[tuple[str, list[str], float | None]] = [
         ("the image as it is", [*image.entrypoint, *image.command], None),
         ("HEALTHCHECK", image.health, image.health_seconds),
         ("demo", [*image.entrypoint, "demo", "--out", "out"], None),
-        (
-            "what the demo left",
-            [*shell, "ls -l out/report/index.html && id && pwd && df -h /dev/shm"],
-            None,
-        ),
+        ("what the demo left", [*shell, LEFT], None),
         ("commands that compose.yaml and rayjob.yaml call", [*shell, COMMANDS], None),
+        ("a head of Ray with a token", [*shell, RAY_HEAD], None),
         ("dependencies fit together", ["pip", "check"], None),
     ]
     if target == "cuda":
@@ -361,7 +383,7 @@ def try_commands(target: str, image: Image) -> list[str]:
         say(f"== {name}: {shlex.join(words)}")
         began = time.monotonic()
         try:
-            run_inside(image, words, timeout=timeout)
+            run_inside(image, words, timeout=timeout, network=False)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             say(f"FAILED: {error}")
             failed.append(f"{target}: {name}")
@@ -377,9 +399,10 @@ def megabytes(folder: Path) -> int:
 def end_if_something_is_missing() -> None:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         stop("needs Linux and root, for debootstrap and chroot")
-    needed = ("debootstrap", "chroot", "unshare", "mount")
+    needed = ("debootstrap", "chroot", "unshare", "mount", "ip")
     if missing := [name for name in needed if shutil.which(name) is None]:
-        stop(f"not installed: {', '.join(missing)}; on Debian: apt-get install debootstrap mount")
+        named = ", ".join(missing)
+        stop(f"not installed: {named}; on Debian: apt-get install debootstrap iproute2")
 
 
 def main() -> None:
