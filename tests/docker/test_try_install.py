@@ -135,9 +135,7 @@ def test_pips_index_of_this_machine_holds_inside_but_its_folders_do_not(
     try_install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "pip.conf"
-    config.write_text(
-        "[global]\nextra-index-url = file:///here/simple https://more.example/simple\n"
-    )
+    config.write_text("[global]\nextra-index-url = file:/here/simple https://more.example/simple\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
