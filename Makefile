@@ -5,13 +5,14 @@ VENV ?= .venv
 OUT ?= demo-out
 PYTEST_ARGS ?=
 CLUSTER_ARGS ?=
+DOCKER_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults cluster-test docs check format bench constraints clean
+.PHONY: help install demo test faults cluster-test docker-check docs check format bench constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +39,9 @@ faults: $(STAMP) ## kill drivers and workers, fill disks, damage files: all of t
 cluster-test: $(STAMP) ## a cluster of hosts in network namespaces that fail (root, Linux); CLUSTER_ARGS=--speed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cluster]"
 	$(BIN)/python tests/cluster/run.py $(CLUSTER_ARGS)
+
+docker-check: $(STAMP) ## the Dockerfile's instructions in a clean Debian root, without Docker (root, Linux, debootstrap)
+	$(BIN)/python docker/try_install.py $(DOCKER_ARGS)
 
 docs: $(STAMP) ## write the documentation as a site to site/; a dead link ends it
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"

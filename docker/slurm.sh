@@ -33,6 +33,7 @@ on_host() {
     exec srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$1" --overlap "${@:2}"
 }
 ray_pids=()
+# shellcheck disable=SC2329 # by the trap
 end() {
     kill "${ray_pids[@]}" 2>/dev/null || true
     wait

@@ -5,10 +5,13 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray
 import yaml
@@ -32,6 +35,20 @@ def services() -> dict[str, Any]:
     found = read("compose.yaml")["services"]
     assert isinstance(found, dict)
     return found
+
+
+def checked_by_the_compose_schema(file: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    return subprocess.run([*command, str(file)], capture_output=True, text=True, check=False)
+
+
+def test_compose_is_valid_by_the_schema_of_compose(tmp_path: Path) -> None:
+    done = checked_by_the_compose_schema(DOCKER / "compose.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    misspelt = tmp_path / "compose.yaml"
+    text = (DOCKER / "compose.yaml").read_text("utf-8")
+    misspelt.write_text(text.replace("healthcheck:", "healthchek:"))
+    assert "healthchek" in checked_by_the_compose_schema(misspelt).stdout
 
 
 def test_compose_has_a_head_two_workers_an_object_store_and_tensorboard() -> None:
@@ -116,6 +133,19 @@ def test_the_rayjob_has_what_kuberay_requires() -> None:
     for group in cluster["workerGroupSpecs"]:
         assert group["groupName"]
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_the_pods_of_the_rayjob_are_valid_by_the_schema_of_kubernetes() -> None:
+    # KubeRay makes pods of the templates; its own schema is in no package that installs here.
+    cluster = read("rayjob.yaml")["spec"]["rayClusterSpec"]
+    version = kubernetes_validate.latest_version()
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}}
+        pod["spec"] = group["template"]["spec"]
+        kubernetes_validate.validate(pod, version, strict=True)
+        pod["spec"] = {**pod["spec"], "nodeSelektor": {}}
+        with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelektor"):
+            kubernetes_validate.validate(pod, version, strict=True)
 
 
 def test_the_rayjob_scales_gpu_workers_on_spot_nodes_under_a_head_without_slots() -> None:
