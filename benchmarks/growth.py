@@ -278,7 +278,7 @@ def main() -> None:
         if "views" in arguments.only:
             views(scratch, 8 if quick else 40)
         if "workers" in arguments.only:
-            workers(scratch, 4 if quick else 16, 4 if quick else 10)
+            workers(scratch, 4 if quick else 48, 4 if quick else 20)
         if "shards" in arguments.only:
             shards(scratch, 500 if quick else arguments.shards)
 
