@@ -17,7 +17,7 @@ from ltrp_core.ranker_init import InitReport, initialize_ranker
 from ltrp_core.rankers import Ranker, create_ranker
 from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
-from stages.hold_out import HoldOut, split_samples
+from stages.hold_out import HoldOut, Split, split_samples
 from stages.loading import Loader
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
@@ -155,24 +155,27 @@ def run(
     ranker.load_state_dict(kept)
     summary = Summary(stage="train-ranker", done=1, n_ok=len(records.keys))
     summary.seconds = time.monotonic() - started
-    counts = {
-        "images": len(split.train),
-        "records_per_image": steps.order.records_per_sample,
-        "held_out_images": len(split.held_out),
-        "held_out_records": held_out.num_records,
-        "held_out_maps": held_out.num_maps,
-    }
     return TrainedRanker(
         ranker=ranker.cpu().eval(),
         last=last,
         trained=trained,
         kept_epoch=trained.best_epoch if config.keep == "best" else len(trained.history),
         ceiling=held_out.ceiling,
-        counts=counts,
+        counts=_counts(split, steps, held_out),
         started_from=started_from,
         notes=notes,
         summary=summary,
     )
+
+
+def _counts(split: Split, steps: RankingSteps, held_out: HoldOut) -> dict[str, int]:
+    return {
+        "images": len(split.train),
+        "records_per_image": steps.order.records_per_sample,
+        "held_out_images": len(split.held_out),
+        "held_out_records": held_out.num_records,
+        "held_out_maps": held_out.num_maps,
+    }
 
 
 def check_config(config: TrainRankerConfig, cache: Mapping[str, Any]) -> None:
