@@ -103,7 +103,7 @@ image = np.random.default_rng(0).integers(0, 256, (60, 60, 3)).astype(np.uint8)
 samples = [scorer.prepare(Sample(f"k{i}", image)) for i in range(32)]
 (plain,) = scorer.batches(samples)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), -1))
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), -1))
 scorer.chunk = 4096
 (rows,) = scorer.batches(samples)
 print(scorer.chunk, len(scorer.take_notes()), np.abs(rows["score"] / plain["score"] - 1).max())
