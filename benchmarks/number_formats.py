@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from approximations import partitions, photographs, top_overlap
+from approximations import agreement, partitions, photographs
 from ceilings import has_bf16
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ltrp_core import scoring
+from ltrp_core import linear
 from ltrp_core.checkpoints import load_mae
-from ltrp_core.ranking_metrics import kendall_tau_b
 from ltrp_core.scoring import leave_one_out_scores
 
 Rounding = Callable[[Tensor], Tensor]
@@ -97,17 +96,13 @@ class _Rounded(TorchFunctionMode):
 def computing_as(form: Format) -> Iterator[None]:
     """Within it scoring's products are of a format."""
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-        result = F.linear(x, weight, bias)
-        return F.gelu(result) if activation == "gelu" else result
-
-    own = scoring.inference_linear
-    scoring.inference_linear = plain
+    own = linear._ONEDNN
+    linear._ONEDNN = None  # without it every product is an `F.linear`
     try:
         with _Rounded(form):
             yield
     finally:
-        scoring.inference_linear = own
+        linear._ONEDNN = own
 
 
 def main() -> None:
@@ -121,13 +116,7 @@ def main() -> None:
     exact = leave_one_out_scores(mae, images, visible)
 
     def show(name: str, found: Tensor) -> None:
-        taus = kendall_tau_b(exact.double(), found.double())
-        error = 1.96 * taus.std() / len(taus) ** 0.5
-        print(
-            f"{name:28} {taus.mean():7.4f} {error:7.4f} {taus.min():6.3f} "
-            f"{top_overlap(exact, found):6.3f}",
-            flush=True,
-        )
+        print(f"{name:28} {agreement(exact, found)}", flush=True)
 
     print(f"order against float32: mae_tiny, {len(keys)} photographs, n = {visible.shape[1]}")
     print(f"{'products in':28} {'tau':>7} {'+-':>7} {'worst':>6} {'top 5':>6}")

@@ -22,7 +22,7 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +166,28 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def made_up(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random patches (B, 19, 768), visible (B, 19) of 196, and scores."""
+    generator = torch.Generator().manual_seed(0)
+    visible = torch.rand(batch, 196, generator=generator).argsort(1)[:, :19]
+    score = torch.rand(batch, 19, generator=generator)
+    patches = torch.randint(0, 256, (batch, 19, 768), generator=generator, dtype=torch.uint8)
+    return patches, visible, score
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every side, after one that does not count, in turns."""
+    for work in sides.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, work in sides.items():
+            times[name].append(seconds(work, device))
+    return times
+
+
 def bench_loader(folder: Path, shards: Sequence[Shard], count: int, rounds: int) -> None:
     print("\n## loader: records made ready for a sparse ranker, one core, batches of 256")
     records = staged(folder, shards, 10, pixels=True)
@@ -271,10 +293,7 @@ def bench_epoch(
 def bench_step(device: torch.device, batch: int, rounds: int) -> None:
     """What was done to a step, one thing less a row."""
     print(f"\n## step: of a sparse ViT-S, batch {batch}, n = 19 of 196")
-    generator = torch.Generator().manual_seed(0)
-    visible = torch.rand(batch, 196, generator=generator).argsort(1)[:, :19]
-    score = torch.rand(batch, 19, generator=generator)
-    patches = torch.randint(0, 256, (batch, 19, 768), generator=generator, dtype=torch.uint8)
+    patches, visible, score = made_up(batch)
     options: dict[str, dict[str, bool]] = {
         "as it is": {},
         "AdamW of many kernels": {"fused": False},
@@ -289,17 +308,12 @@ def bench_step(device: torch.device, batch: int, rounds: int) -> None:
         )
         for name, given in options.items()
     }
-    for work in steps.values():
-        work()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, work in steps.items():
-            times[name].append(1e3 * seconds(work, device))
+    times = in_turns(steps, device, rounds)
     base = statistics.median(times["as it is"])
     for name, values in times.items():
         each = statistics.median(values)
         print(
-            f"{name:22} {each:9.1f} ms ({min(values):.1f} to {max(values):.1f}), "
+            f"{name:22} {1e3 * each:9.1f} ms ({1e3 * min(values):.1f} to {1e3 * max(values):.1f}), "
             f"{each / base:.2f} times as long"
         )
 
@@ -308,24 +322,16 @@ def bench_sparse(device: torch.device, batch: int, rounds: int) -> None:
     print(f"\n## sparse: training steps of a ViT-S, batch {batch}, n = 19 of 196")
     sparse = Trainer(RankerStep(create_ranker("vit_small")), device)
     full = Trainer(FullImages(), device)
-    generator = torch.Generator().manual_seed(0)
-    visible = torch.rand(batch, 196, generator=generator).argsort(1)[:, :19]
-    score = torch.rand(batch, 19, generator=generator)
-    patches = torch.randint(0, 256, (batch, 19, 768), generator=generator, dtype=torch.uint8)
-    images = torch.randint(0, 256, (batch, 3, 224, 224), generator=generator, dtype=torch.uint8)
+    patches, visible, score = made_up(batch)
+    images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
     sides = {
         "sparse": functools.partial(sparse, patches, visible, score),
         "timm's, full images": functools.partial(full, images, visible, score),
     }
-    for work in sides.values():
-        work()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, work in sides.items():
-            times[name].append(seconds(work, device) / batch)
-    base = statistics.median(times["timm's, full images"])
+    times = in_turns(sides, device, rounds)
+    base = statistics.median(times["timm's, full images"]) / batch
     for name, values in times.items():
-        each = statistics.median(values)
+        each = statistics.median(values) / batch
         print(f"{name:22} {1 / each:9.1f} samples/s {base / each:6.1f} times")
 
 

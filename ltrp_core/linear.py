@@ -41,19 +41,16 @@ def inference_linear(
         bias: (D,) or None.
         activation: `gelu` is the exact one (by erf), that of timm's blocks.
     """
-    if _ONEDNN is None or not _has_onednn(x, weight):
+    if not _has_onednn(x, weight):
         result = F.linear(x, weight, bias)
         return F.gelu(result) if activation == "gelu" else result
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    fused: Tensor = _ONEDNN(
+    return _product(
         x.to(dtype),
         _packed(weight, dtype, rows=x.numel() // x.shape[-1]),
         None if bias is None else bias.detach().to(dtype),
         activation,
-        [],
-        "none" if activation == "gelu" else "",  # which GELU: the one that is no approximation
     )
-    return fused
 
 
 def use_fast_linears(model: nn.Module) -> None:
@@ -102,9 +99,13 @@ class _LearnedProduct(torch.autograd.Function):
         )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+) -> Tensor:
     assert _ONEDNN is not None
-    product: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
+    # The last argument says which GELU: the one that is no approximation.
+    which = "none" if activation == "gelu" else ""
+    product: Tensor = _ONEDNN(x, weight, bias, activation, [], which)
     return product
 
 

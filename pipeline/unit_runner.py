@@ -303,18 +303,16 @@ def _check_unchanged(cache: Cache, done: Sequence[PendingUnit], progress: Progre
 
 def _without_their_stamp(cache: Cache, done: Sequence[PendingUnit]) -> list[PendingUnit]:
     """Returns those whose shard has another size or stamp than when it was last done."""
-    doubtful = {unit.name: unit for unit in done}
-    equal: dict[str, PendingUnit] = {}
+    shards = {unit.name: unit.shard for unit in done}
+    unchanged: set[str] = set()
     # Compared as the log is read, not gathered first: there may be 100,000 units.
     for event in read_log(cache.place):
-        name = str(event.get("unit"))
-        if event["event"] != "done" or not event.get("stamp"):
+        shard = shards.get(event.get("unit", ""))
+        if shard is None or event["event"] != "done" or not event.get("stamp"):
             continue
-        unit = doubtful.pop(name, None) or equal.pop(name, None)
-        if unit is not None:
-            same = (event["size"], event["stamp"]) == (unit.shard.size, unit.shard.stamp)
-            (equal if same else doubtful)[name] = unit
-    return list(doubtful.values())
+        same = (event["size"], event["stamp"]) == (shard.size, shard.stamp)
+        (unchanged.add if same else unchanged.discard)(event["unit"])
+    return [unit for unit in done if unit.name not in unchanged]
 
 
 def _sha256(shard: Shard) -> str:
