@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,11 @@ class TrivialPool:
         self.notes: list[str] = []
         self._stamp = FileStamp(len(_RECORDS), hashlib.sha256(_RECORDS).hexdigest())
 
-    def map(self, make: Any, items: Sequence[Any]) -> Iterator[Outcome]:
+    def slots(self) -> Collection[str]:
+        """Returns what the workers of a cluster would have."""
+        return {"cuda"}
+
+    def map(self, make: Any, items: Sequence[Any], *, gpu_only: bool = False) -> Iterator[Outcome]:
         """Yields one outcome an item, in order."""
         run_id = json.loads((self.units.parent / "run.json").read_text())["run_id"]
         seconds = {"read": 0.1, "decode": 0.2, "model": 9.0, "write": 0.1, "total": 9.4}

@@ -96,7 +96,11 @@ def staged(
     torch.manual_seed(0)
     save_mae(create_mae("mae_tiny"), folder / "mae.safetensors")
     config = ScoreConfig(
-        mae=str(folder / "mae.safetensors"), partitions=partitions, pixels=pixels, batch_size=8
+        mae=str(folder / "mae.safetensors"),
+        partitions=partitions,
+        pixels=pixels,
+        batch_size=8,
+        precision="float32",
     )
     runner = CacheRunner(
         out=str(folder / name),

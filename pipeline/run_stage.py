@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltrp_core.precision import Precision, check_precision
+from ltrp_core.precision import check_precision
 from ltrp_core.rankers import WEIGHTS, locate_ranker
 from pipeline.annotations import open_annotations
 from pipeline.annotations.categories import arguable_names
@@ -60,7 +60,7 @@ def run_score(
     options: UnitOptions | None = None,
 ) -> Summary:
     """Scores the shards into the cache `out`."""
-    _check_device(config.device, pool, config.precision)
+    _check_device(config, pool)
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
     )
@@ -89,7 +89,7 @@ def run_append_views(
     """
     base = open_cache(out)
     config, options = _appending(base, asked, number)
-    _check_device(config.device, pool, config.precision)
+    _check_device(config, pool)
     runner = CacheRunner(
         out=f"{base.url}/{APPENDED}/views-{config.first_view:05d}",
         shards=shards,
@@ -109,6 +109,8 @@ def run_append_views(
 def _appending(
     base: Cache, asked: Mapping[str, Any], number: int
 ) -> tuple[score_stage.ScoreConfig, UnitOptions]:
+    if asked.get("precision") == "auto":  # the cache's own
+        asked = {name: value for name, value in asked.items() if name != "precision"}
     stored = {name: asked[name] for name in asked if name in base.identity and name != "views"}
     if any(base.identity[name] != value for name, value in stored.items()):
         raise RunMismatchError(
@@ -135,7 +137,7 @@ def run_select(
     options: UnitOptions | None = None,
 ) -> Summary:
     """Writes the selections of the shards into the cache `out`, and the same as one table."""
-    _check_device(config.device, pool)
+    _check_device(config, pool)
     made_by: dict[str, Any] = {}
     open_teacher = None
     if config.ranker:
@@ -190,7 +192,12 @@ def run_evaluate_patches(
     return evaluation.rows, summary
 
 
-def _check_device(device: str, pool: WorkerPool, precision: Precision = "float32") -> None:
+def _check_device(
+    config: score_stage.ScoreConfig | select_patches.SelectConfig, pool: WorkerPool
+) -> None:
     """Raises before anything is written; what a Ray worker has, only the worker knows."""
-    if isinstance(pool, InProcessPool):
-        check_precision(precision, resolve_device(device))
+    if not isinstance(pool, InProcessPool):
+        return
+    device = resolve_device(config.device)
+    if isinstance(config, score_stage.ScoreConfig) and config.precision != "auto":
+        check_precision(config.precision, device)

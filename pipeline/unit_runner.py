@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from pipeline.store.cache import Cache, create_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
-from pipeline.store.run_file import difference
+from pipeline.store.run_file import begun_run, difference
 from pipeline.unit_work import MakeStage, PendingUnit, UnitWork, WorkSettings
 from pipeline.workers import Outcome, RunMetrics, WorkerPool
 from stages.options import check_ranges, option
@@ -69,6 +69,14 @@ class CacheRunner:
     extends: Cache | None = None
     """A finished cache: only its units are made, of the very shards they were made from."""
 
+    def begun(self) -> Mapping[str, Any]:
+        """Returns the identity of the run that `out` holds already; empty at the start."""
+        return begun_run(self.out)
+
+    def slots(self) -> Collection[str]:
+        """Returns what workers will be given: `cpu`, `cuda`, `auto` = whatever there is."""
+        return self.pool.slots()
+
     def run(
         self,
         stage: str,
@@ -76,8 +84,9 @@ class CacheRunner:
         *,
         identity: Mapping[str, Any],
         fields: Mapping[str, ArrayField],
+        gpu_only: bool = False,
     ) -> Summary:
-        """Runs `make(device)` on every pending shard.
+        """Runs `make(device)` on every pending shard, with `gpu_only` on GPUs alone.
 
         Input shards = done + skipped + failed + pending, disjoint.
 
@@ -115,7 +124,7 @@ class CacheRunner:
                 work = functools.partial(UnitWork, make, settings)
                 with self.progress.task(stage, len(self.shards), "shards") as bar:
                     bar.advance(summary.skipped)
-                    for outcome in self.pool.map(work, pending):
+                    for outcome in self.pool.map(work, pending, gpu_only=gpu_only):
                         run.count(outcome, bar)
                         if outcome.error is None:
                             cache.add(outcome.result["row"])

@@ -140,7 +140,7 @@ def _check_finite(rows: Arrays, shard: Shard) -> None:
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise ValueError(
                 f"{name} of {shard.name} is not finite; are the weights damaged, or is a float16 "
-                "too small for them (--score-dtype float32)?"
+                "too small for them (--score-dtype float32, --precision bf16 or float32)?"
             )
 
 

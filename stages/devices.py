@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from ltrp_core.errors import RequestError
@@ -26,6 +28,25 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}; pass auto or cpu"
         ) from error
     return device
+
+
+def device_types(name: str, slots: Collection[str]) -> set[str]:
+    """Returns the kinds of devices that workers use: torch's `cpu`, `cuda`, ...
+
+    Args:
+        name: of `--device`.
+        slots: what the workers are given where it is `auto`: `cpu`, `cuda`, or `auto` = whatever
+            this process has.
+
+    Raises:
+        RequestError: torch knows no such device.
+    """
+    if name == "auto":
+        return {resolve_device(slot).type if slot == "auto" else slot for slot in slots}
+    try:
+        return {torch.device(name).type}
+    except RuntimeError as error:
+        raise RequestError(f"--device {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

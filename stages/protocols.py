@@ -113,6 +113,14 @@ class UnitStage(Protocol):
 class UnitRunner(Protocol):
     """Runs a `UnitStage` over every pending shard and commits one unit each."""
 
+    def begun(self) -> Mapping[str, Any]:
+        """Returns the identity of the run that the output holds already; empty at the start."""
+        ...
+
+    def slots(self) -> Collection[str]:
+        """Returns what the workers will be given: `cpu`, `cuda`, `auto` = what this process has."""
+        ...
+
     def run(
         self,
         stage: str,
@@ -120,7 +128,10 @@ class UnitRunner(Protocol):
         *,
         identity: Mapping[str, Any],
         fields: Mapping[str, ArrayField],
-    ) -> Summary: ...
+        gpu_only: bool = False,
+    ) -> Summary:
+        """Runs `make(device)` on every pending shard, with `gpu_only` on GPUs alone."""
+        ...
 
 
 class Images(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +18,10 @@ from ltrp_core.checkpoints import load_mae
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
 from ltrp_core.patches import patchify
-from ltrp_core.precision import Precision, check_precision
+from ltrp_core.precision import Precision, check_precision, fastest_faithful, needs_gpu
 from ltrp_core.scoring import Metric, Phase, Region, default_chunk, leave_one_out_scores
 from ltrp_core.views import Crop, check_size, make_view, normalize, render_view
-from stages.devices import is_out_of_memory, resolve_device
+from stages.devices import device_types, is_out_of_memory, resolve_device
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import stack_rows, view_row
@@ -51,9 +52,10 @@ class ScoreConfig:
     phase: Phase = option("decoder", help="where a patch is removed (Tab. 1g)")
     metric: Metric = option("l1", help="distance between reconstructions (Tab. 1c)")
     region: Region = option("masked", help="positions compared")
-    precision: Precision = option(
-        "float32",
-        help="of matrix products: float32; bf16 (CPUs that have it, GPUs); tf32, fp16 (GPUs)",
+    precision: Literal["auto", Precision] = option(
+        "auto",
+        help="of matrix products: float32; bf16 (CPUs that have it, GPUs); tf32, fp16 (GPUs); "
+        "auto: the cache's own, at the start fp16 if all workers are on GPUs, else float32",
     )
     score_dtype: Literal["float32", "float16"] = option(
         "float16", help="float16, or float32 at twice the size"
@@ -127,7 +129,10 @@ class UnitScorer:
         """
         self.config = config
         self.device = resolve_device(device if config.device == "auto" else config.device)
-        check_precision(config.precision, self.device)
+        self.precision: Precision = (
+            fastest_faithful({self.device.type}) if config.precision == "auto" else config.precision
+        )
+        check_precision(self.precision, self.device)
         self.mae = load_mae(config.mae).to(self.device)
         check_same_weights("--mae", config.mae, self.mae.source.sha256, mae_sha256)
         self.fields = record_fields(config, self.mae)
@@ -209,7 +214,7 @@ class UnitScorer:
                     phase=self.config.phase,
                     metric=self.config.metric,
                     region=self.config.region,
-                    precision=self.config.precision,
+                    precision=self.precision,
                     chunk=self.chunk,
                 )
             except (RuntimeError, MemoryError) as error:
@@ -239,30 +244,51 @@ def run(config: ScoreConfig, *, units: UnitRunner) -> Summary:
 
     Raises:
         CheckpointError: the weights cannot be used; nothing has been written then.
-        RequestError: the mask ratio leaves no visible or no masked patch.
+        RequestError: the mask ratio leaves no visible or no masked patch, or a worker's device does
+            not compute in the precision.
     """
-    fields, scored_by = _plan(config)
+    fields, weights = _plan(config)
+    precision, notes = _precision(config, units)
+    config = dataclasses.replace(config, precision=precision)
     summary = units.run(
         "score",
-        functools.partial(UnitScorer, config, mae_sha256=scored_by["mae_sha256"]),
-        identity=scored_by,
+        functools.partial(UnitScorer, config, mae_sha256=weights["mae_sha256"]),
+        identity={**identity(config), **weights},
         fields=fields,
+        gpu_only=needs_gpu(precision),
     )
+    summary.notes += notes
     summary.next_step = f"ltrp-pipeline train-ranker --cache {summary.output} --shards ..."
     return summary
 
 
 def _plan(config: ScoreConfig) -> tuple[dict[str, ArrayField], dict[str, Any]]:
-    """Returns the arrays of a unit and what identifies the run.
+    """Returns the arrays of a unit and what of the weights identifies the run.
 
     The model is let go of: the driver of a long run scores nothing.
     """
     mae = load_mae(config.mae)
-    scored_by = {
-        **identity(config),
+    weights = {
         "partitions": num_partitions(config, mae.config.num_patches),
         "mae_sha256": mae.source.sha256,
         "image_size": mae.config.image_size,
         "patch_size": mae.config.patch_size,
     }
-    return record_fields(config, mae), scored_by
+    return record_fields(config, mae), weights
+
+
+def _precision(config: ScoreConfig, units: UnitRunner) -> tuple[Precision, list[str]]:
+    """Returns what `--precision` comes to, and what the user should know of it."""
+    if config.precision != "auto":
+        return config.precision, []
+    begun = units.begun().get("precision")
+    if begun is not None:
+        note = f"--precision {begun}, as {begun} is what this cache was begun with"
+        return begun, [note] if begun != fastest_faithful({"cpu"}) else []
+    types = device_types(config.device, units.slots())
+    precision = fastest_faithful(types)
+    if precision != fastest_faithful({"cpu"}):
+        return precision, [f"--precision {precision}, as all workers are on GPUs"]
+    if "cuda" in types:
+        return precision, [f"--precision {precision}, as not all workers are on GPUs"]
+    return precision, []

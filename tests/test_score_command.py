@@ -231,7 +231,14 @@ def test_another_precision_is_another_run_and_one_the_device_lacks_is_refused(
     assert not (tmp_path / "cache").exists()
     run(*given, "--precision", "bf16")
     assert open_cache(tmp_path / "cache").run["precision"] == "bf16"
-    assert "precision: 'bf16' there, 'float32' asked" in one_line_error(*given)
+    message = one_line_error(*given, "--precision", "float32")
+    assert "precision: 'bf16' there, 'float32' asked" in message
+    _, err = run(*given)
+    assert "--precision bf16, as bf16 is what this cache was begun with" in err
+    run(*given, "--append-views", 1, "--precision", "auto")
+    assert open_cache(tmp_path / "cache").run["views"] == 2
+    message = one_line_error(*given, "--append-views", 1, "--precision", "float32")
+    assert "precision: 'bf16' there, 'float32' asked" in message
     verify = ("verify", tmp_path / "cache", "--rescore", "100%", "--shards", shards)
     run(*verify, "--mae", small_mae)
 
@@ -255,7 +262,7 @@ def test_parts_that_were_scored_apart_are_put_together_by_moving_their_units(
 class FlakyPool(InProcessPool):
     """Loses the first attempt at every unit, as a reset connection does."""
 
-    def map(self, make, items):
+    def map(self, make, items, **how):
         failed = set()
 
         def make_flaky(slot):
@@ -269,7 +276,7 @@ class FlakyPool(InProcessPool):
 
             return flaky
 
-        return super().map(make_flaky, items)
+        return super().map(make_flaky, items, **how)
 
 
 def test_lost_attempts_are_in_the_log_with_run_unit_attempt_and_reason(shards, small_mae, tmp_path):

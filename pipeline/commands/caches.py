@@ -96,8 +96,8 @@ def _rescore(
 
     found = find_shards(shards, unit_size=unit_size)
     result = rescore(cache, found, mae, share, seed=seed, device=device)
-    for fault in result.faults:
-        click.echo(fault)
+    for line in (*sorted(result.notes), *result.faults):
+        click.echo(line)
     click.echo(
         f"scored {result.samples} samples ({result.records} records) again: largest difference "
         f"{result.largest:.2e} of the largest score of its record"

@@ -76,6 +76,16 @@ def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
         ) from error
 
 
+def begun_run(path: str | Path) -> dict[str, Any]:
+    """Returns the identity of the run at a path or URL, empty if there is none yet.
+
+    Raises:
+        RequestError: its file cannot be read.
+    """
+    place = open_place(path)
+    return read_run(place) if place.read_many([RUN_FILE]) else {}
+
+
 def open_run(path: str | Path) -> dict[str, Any]:
     """Returns the identity of the run at a path or URL."""
     return read_run(open_place(path))

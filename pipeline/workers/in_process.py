@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,8 +37,17 @@ class InProcessPool:
         self.slot = Slot(device="auto", cpus=len(os.sched_getaffinity(0)))
         self.worker = f"{socket.gethostname()}:{self.slot.device}"
 
-    def map(self, make: MakeWork, items: Sequence[Any]) -> Iterator[Outcome]:
+    def slots(self) -> Collection[str]:
+        """Returns that of this process: whatever it has."""
+        return {self.slot.device}
+
+    def map(
+        self, make: MakeWork, items: Sequence[Any], *, gpu_only: bool = False
+    ) -> Iterator[Outcome]:
         """Yields the outcomes in the order of the items, those that were tried again later.
+
+        Args:
+            gpu_only: nothing here: the work is made on what there is, and says if it cannot be.
 
         Raises:
             Exception: what `make` raised, as it is.

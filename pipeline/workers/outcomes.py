@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -67,11 +67,19 @@ class WorkerPool(Protocol):
     def notes(self) -> list[str]:
         """What the user should know of the last map: fewer workers than asked, waiting."""
 
-    def map(self, make: MakeWork, items: Sequence[Any]) -> Iterator[Outcome]:
+    def slots(self) -> Collection[str]:
+        """Returns the devices of the slots that workers would have now."""
+
+    def map(
+        self, make: MakeWork, items: Sequence[Any], *, gpu_only: bool = False
+    ) -> Iterator[Outcome]:
         """Yields the outcomes; a stop is the last one.
 
+        Args:
+            gpu_only: the work cannot be done on a CPU, so wait for a GPU where one was lost.
+
         Raises:
-            RequestError: the work cannot be made.
+            RequestError: the work cannot be made, or there is no GPU to begin with.
         """
 
 

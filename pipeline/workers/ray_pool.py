@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from ltrp_core.errors import RequestError
@@ -50,20 +51,28 @@ class RayPool:
         self.start_up_s = 0.0
         self.notes: list[str] = []
         self._ray = import_ray(address)
-        self._is_started = self._started_here = False
+        self._is_started = self._started_here = self._gpu_only = False
         self._crews: list[Crew] = []
 
-    def map(self, make: MakeWork, items: Sequence[Any]) -> Iterator[Outcome]:
+    def slots(self) -> Collection[str]:
+        """Returns `cpu`, `cuda` or both, as the machines are now; starts Ray."""
+        self._start()
+        return {slot.device for slot, count in self._plan().at_most(sys.maxsize) if count}
+
+    def map(
+        self, make: MakeWork, items: Sequence[Any], *, gpu_only: bool = False
+    ) -> Iterator[Outcome]:
         """Yields outcomes as they come. Ray starts with the first item: no work, no Ray.
 
         Raises:
-            RequestError: the work cannot be made, there is no GPU where one was asked for, or Ray
-                does not start.
+            RequestError: the work cannot be made, there is no GPU where one was asked for, CPUs
+                were asked for beside GPUs that alone can do the work, or Ray does not start.
             RunStoppedError: no worker can be prepared, or the Ray of this process has died.
         """
         self.start_up_s, self.notes = 0.0, []
         if not items:
             return
+        self._gpu_only = gpu_only
         started = time.monotonic()
         self._start()
         crew = Crew(self._ray, make, item_timeout_s=self.item_timeout_s, delays_s=self.delays_s)
@@ -132,10 +141,16 @@ class RayPool:
         if not found and self._started_here and not is_cluster(self.address):
             # On a cluster another may join; here Ray's own processes have been killed.
             raise RunStoppedError("Ray has died on this machine; run the same command again")
-        return plan_workers(self.request, found)
+        return plan_workers(self.request, found, gpu_only=self._gpu_only)
 
     def _first_plan(self) -> Plan:
         plan = self._plan()
+        if self._gpu_only and (self.request.cpu or not plan.gpu):
+            raise RequestError(
+                f"--workers {self.request.text}: --precision asks for what only GPUs compute, and "
+                f"{'some workers would be on CPUs' if plan.gpu else 'Ray has no GPU here'}; pass "
+                "--precision float32 with a new --out, or GPUs alone"
+            )
         if self.request.gpu and not plan.gpu:
             raise RequestError(
                 f"--workers {self.request.text}: Ray has no GPU here; pass cpu=N, a number or auto"

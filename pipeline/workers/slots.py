@@ -78,11 +78,16 @@ class Plan:
         yield Slot("cpu", self.cpu_cpus), min(self.cpu, count - gpu)
 
 
-def plan_workers(request: WorkersRequest, machines: Sequence[Machine]) -> Plan:
+def plan_workers(
+    request: WorkersRequest, machines: Sequence[Machine], *, gpu_only: bool = False
+) -> Plan:
     """Returns what can be had now of what was asked; never more, for that would wait for ever.
 
     Where there are GPUs, `auto` and `N` mean workers on GPUs: a CPU takes so much longer that it
     would hold up the end of the run.
+
+    Args:
+        gpu_only: whether the work cannot be done on a CPU.
     """
     gpus, cpus = _gpu_slots(machines, 1), sum(machine.cpus for machine in machines)
     if request.gpu is not None and request.cpu is not None:
@@ -92,6 +97,8 @@ def plan_workers(request: WorkersRequest, machines: Sequence[Machine]) -> Plan:
         most = cpus if request.total is None else request.total
         gpu = min(gpus, most)
         cpu = 0 if gpus else min(cpus, most)
+    if gpu_only:
+        cpu = 0
     gpu_cpus = _cpus_a_gpu(machines, gpu, cpu)
     left = _without_gpu_workers(machines, gpu, gpu_cpus)
     cpu_cpus = 1 if request.text == "auto" else _cpus_a_worker(left, cpu)

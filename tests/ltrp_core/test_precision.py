@@ -8,7 +8,13 @@ import torch
 from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import RequestError
 from ltrp_core.partitions import sample_visible
-from ltrp_core.precision import check_precision, computing_in
+from ltrp_core.precision import (
+    PRECISIONS,
+    check_precision,
+    computing_in,
+    fastest_faithful,
+    needs_gpu,
+)
 from ltrp_core.ranking_metrics import kendall_tau_b
 from ltrp_core.scoring import METRICS, PHASES, REGIONS, leave_one_out_scores
 
@@ -79,6 +85,20 @@ def test_a_precision_that_the_device_lacks_is_refused_by_name():
         check_precision("fp16", cpu)
     with pytest.raises(RequestError, match="did you mean bf16"):
         check_precision("bf61", cpu)
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision"),
+    [({"cuda"}, "fp16"), ({"cpu"}, "float32"), ({"cpu", "cuda"}, "float32"), (set(), "float32")],
+)
+def test_the_fastest_faithful_precision_is_one_that_all_devices_have(devices, precision):
+    assert fastest_faithful(devices) == precision
+    for device in devices:
+        check_precision(precision, torch.device(device))
+
+
+def test_what_needs_a_gpu_is_what_a_cpu_is_refused():
+    assert [name for name in PRECISIONS if needs_gpu(name)] == ["tf32", "fp16"]
 
 
 def test_the_precision_ends_with_the_context():

@@ -18,7 +18,9 @@ from pipeline.run_stage import run_score
 from pipeline.store import open_cache
 from pipeline.training_data import StagedRecords, stage_records
 from pipeline.workers import InProcessPool
+from stages import score as score_stage
 from stages.evaluate_patches import cover_maps
+from stages.protocols import Summary
 from stages.score import ScoreConfig
 
 QUIET = JsonLineProgress(every_s=1e9)
@@ -118,3 +120,44 @@ def test_a_lack_of_memory_halves_what_is_scored_at_a_time_and_goes_on(small_mae)
     assert 1 <= int(chunk) < 4096
     assert int(chunk) * 2 ** int(notes) == 4096
     assert float(difference) < 1e-4
+
+
+class Asked:
+    """Runs nothing: keeps what it would have run, on workers that have these slots."""
+
+    def __init__(self, slots, begun=None):
+        self._slots, self._begun = slots, begun or {}
+
+    def begun(self):
+        return self._begun
+
+    def slots(self):
+        return self._slots
+
+    def run(self, stage, make, *, identity, fields, gpu_only):
+        self.precision, self.gpu_only, self.config = identity["precision"], gpu_only, make.args[0]
+        return Summary(stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("options", "slots", "begun", "precision", "gpu_only", "said"),
+    [
+        ({}, {"cuda"}, None, "fp16", True, "as all workers are on GPUs"),
+        ({}, {"cpu"}, None, "float32", False, None),
+        ({}, {"cpu", "cuda"}, None, "float32", False, "as not all workers are on GPUs"),
+        ({}, {"cpu"}, "fp16", "fp16", True, "as fp16 is what this cache was begun with"),
+        ({}, {"cuda"}, "float32", "float32", False, None),
+        ({"device": "cpu"}, {"cuda"}, None, "float32", False, None),
+        ({"device": "cuda:0"}, {"cpu"}, None, "fp16", True, "as all workers are on GPUs"),
+        ({"precision": "bf16"}, {"cuda"}, None, "bf16", False, None),
+        ({"precision": "tf32"}, {"cuda"}, "fp16", "tf32", True, None),
+    ],
+)
+def test_the_precision_is_the_caches_own_or_what_the_workers_compute_best(
+    small_mae, options, slots, begun, precision, gpu_only, said
+):
+    units = Asked(slots, {"precision": begun} if begun else None)
+    summary = score_stage.run(ScoreConfig(mae=str(small_mae), **options), units=units)
+    assert (units.precision, units.gpu_only) == (precision, gpu_only)
+    assert units.config.precision == precision, "workers are told what it came to"
+    assert summary.notes == ([f"--precision {precision}, {said}"] if said else [])

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from command_line import PROGRAM, one_line_error, run
 
-from pipeline.inputs import samples
+from pipeline.inputs import find_shards, samples
 from pipeline.looking.rescore import choose
 from pipeline.looking.status import read_status
+from pipeline.progress import JsonLineProgress
 from pipeline.store import open_cache
 from pipeline.store.cache import create_cache
 from pipeline.store.lock import folder_lock
@@ -20,6 +21,10 @@ from pipeline.store.manifest import UnitRow, manifest_bytes
 from pipeline.store.record_forms import FORMS
 from pipeline.store.units import publish, seal, unit_name
 from pipeline.store.zarr_records import read_fields
+from pipeline.unit_runner import CacheRunner
+from pipeline.workers import InProcessPool
+from stages import score as score_stage
+from stages.score import ScoreConfig
 
 BEGUN = 1_000_000.0
 
@@ -117,6 +122,29 @@ def test_rescoring_finds_a_stored_nan_by_itself(scored, shards, small_mae):
     out, _ = run("verify", scored, "--rescore", "100%", "--shards", shards, "--mae", small_mae,
                  expect=1)  # fmt: skip
     assert f"{unit}: '{arrays['key'][2]}': a score of view 1, partition 0 differs" in out
+
+
+class AsOnGpus(CacheRunner):
+    """Makes on a CPU what says that GPUs made it in fp16."""
+
+    def run(self, stage, make, *, identity, fields, gpu_only):
+        return super().run(stage, make, identity={**identity, "precision": "fp16"}, fields=fields)
+
+
+def test_a_cache_of_gpus_is_compared_on_a_cpu_as_closely_as_its_precision_allows(
+    shards, small_mae, tmp_path
+):
+    config = ScoreConfig(mae=str(small_mae), precision="float32")
+    runner = AsOnGpus(out=str(tmp_path / "cache"), shards=find_shards([str(shards)]),
+                      pool=InProcessPool(), progress=JsonLineProgress(every_s=1e9))  # fmt: skip
+    score_stage.run(config, units=runner)
+    verify = ("verify", tmp_path / "cache", "--rescore", "100%", "--shards", shards,
+              "--mae", small_mae, "--device", "cpu")  # fmt: skip
+    out, _ = run(*verify)
+    assert "scored in fp16, which this device does not compute: compared with float32" in out
+    resume = ("score", "--shards", shards, "--mae", small_mae, "--out", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "units" / open_cache(tmp_path / "cache").units[0])
+    assert "--precision fp16 needs a GPU" in one_line_error(*resume, "--device", "cpu")
 
 
 def test_rescoring_needs_and_decodes_only_what_was_chosen(scored, shards, small_mae, monkeypatch):

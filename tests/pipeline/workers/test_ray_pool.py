@@ -213,6 +213,27 @@ def test_workers_of_both_kinds_know_what_they_have():
     assert found == {"cuda": (Slot("cuda", 2), 2), "cpu": (Slot("cpu", 1), 1)}
 
 
+@pytest.mark.parametrize(
+    ("workers", "slots"),
+    [("auto", {"cuda"}), ("2", {"cuda"}), ("cpu=2", {"cpu"}), ("gpu=1,cpu=1", {"cuda", "cpu"})],
+)
+def test_what_workers_would_have_is_known_before_there_is_work(workers, slots):
+    with open_pool(workers) as pool:
+        assert pool.slots() == slots
+
+
+def test_work_for_gpus_alone_is_given_to_gpus_alone_or_refused():
+    with open_pool("auto") as pool:
+        found = [outcome.result[0].device for outcome in pool.map(Says, range(20), gpu_only=True)]
+    assert found == ["cuda"] * 20
+    for workers in ("gpu=1,cpu=1", "cpu=2"):
+        with (
+            open_pool(workers) as pool,
+            pytest.raises(RequestError, match=f"--workers {workers}: --precision asks for"),
+        ):
+            next(pool.map(Says, [0], gpu_only=True))
+
+
 def test_a_single_worker_has_all_threads():
     assert run([0], Says, workers="cpu=1")[0].result == (Slot("cpu", 3), 3)
 

@@ -69,6 +69,15 @@ def test_more_than_there_is_is_capped_and_said(text, machines, shapes, note):
     assert note in said
 
 
+@pytest.mark.parametrize("text", ["auto", "2", "gpu=1", "gpu=1,cpu=2", "cpu=2"])
+def test_work_for_gpus_alone_has_no_workers_on_cpus(text):
+    request = parse_workers(text)
+    for machines in ([], [Machine(cpus=8, gpus=0)], [Machine(cpus=8, gpus=1)]):
+        plan = plan_workers(request, machines, gpu_only=True)
+        assert plan.cpu == 0
+        assert plan.gpu == (text != "cpu=2" and sum(machine.gpus for machine in machines))
+
+
 @given(
     text=st.sampled_from(["auto", "1", "3", "7", "100", "gpu=2", "cpu=5", "gpu=3,cpu=4"]),
     machines=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 8)), max_size=5),
