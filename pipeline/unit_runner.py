@@ -19,6 +19,7 @@ from pipeline.store.cache import Cache, create_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
+from pipeline.store.places import open_place
 from pipeline.store.run_file import begun_run, difference
 from pipeline.unit_work import MakeStage, PendingUnit, UnitWork, WorkSettings
 from pipeline.workers import Outcome, RunMetrics, WorkerPool
@@ -71,7 +72,7 @@ class CacheRunner:
 
     def begun(self) -> Mapping[str, Any]:
         """Returns the identity of the run that `out` holds already; empty at the start."""
-        return begun_run(self.out)
+        return begun_run(open_place(self.out))
 
     def slots(self) -> Collection[str]:
         """Returns what workers will be given: `cpu`, `cuda`, `auto` = whatever there is."""

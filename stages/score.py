@@ -284,11 +284,10 @@ def _precision(config: ScoreConfig, units: UnitRunner) -> tuple[Precision, list[
     begun = units.begun().get("precision")
     if begun is not None:
         note = f"--precision {begun}, as {begun} is what this cache was begun with"
-        return begun, [note] if begun != fastest_faithful({"cpu"}) else []
+        return begun, [] if begun == "float32" else [note]
     types = device_types(config.device, units.slots())
     precision = fastest_faithful(types)
-    if precision != fastest_faithful({"cpu"}):
-        return precision, [f"--precision {precision}, as all workers are on GPUs"]
-    if "cuda" in types:
-        return precision, [f"--precision {precision}, as not all workers are on GPUs"]
-    return precision, []
+    if "cuda" not in types:
+        return precision, []
+    which = "all" if types == {"cuda"} else "not all"
+    return precision, [f"--precision {precision}, as {which} workers are on GPUs"]

@@ -43,6 +43,7 @@ class Comparison:
     faults: list[str] = field(default_factory=list)
     """One line a sample that is not what was stored."""
     notes: set[str] = field(default_factory=set)
+    """What else must be known of the comparison."""
 
 
 def rescore(
@@ -69,8 +70,9 @@ def rescore(
     by_unit = match_shards(cache, shards, list(chosen))
     result = Comparison()
     for part in (cache, *cache.appended):
-        scorer = UnitScorer(_config(part, mae, device))
-        precision = str(part.identity.get("precision", "float32"))
+        stored_by = _config(part, mae, device)
+        precision = stored_by.precision
+        scorer = UnitScorer(_computable(stored_by))
         if scorer.precision != precision:
             result.notes.add(
                 f"scored in {precision}, which this device does not compute: compared with "
@@ -110,9 +112,13 @@ def choose(cache: Cache, share: float, seed: int) -> dict[str, list[int]]:
 def _config(cache: Cache, mae: str, device: str) -> ScoreConfig:
     known = {item.name for item in dataclasses.fields(ScoreConfig)}
     options: Mapping[str, Any] = {k: v for k, v in cache.identity.items() if k in known}
-    options = {"precision": "float32", **options}
-    config = ScoreConfig(**{**options, "mae": mae, "device": device, "score_dtype": "float32"})
-    if needs_gpu(config.precision) and resolve_device(device).type == "cpu":
+    options = {"precision": "float32", **options}  # what the caches before that option are
+    return ScoreConfig(**{**options, "mae": mae, "device": device, "score_dtype": "float32"})
+
+
+def _computable(config: ScoreConfig) -> ScoreConfig:
+    """Returns a configuration that the device can compute: a CPU in float32 what needs a GPU."""
+    if needs_gpu(config.precision) and resolve_device(config.device).type == "cpu":
         return dataclasses.replace(config, precision="float32")
     return config
 

@@ -76,13 +76,12 @@ def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
         ) from error
 
 
-def begun_run(path: str | Path) -> dict[str, Any]:
-    """Returns the identity of the run at a path or URL, empty if there is none yet.
+def begun_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
+    """Returns the identity of the run in a place, empty if there is none yet.
 
     Raises:
         RequestError: its file cannot be read.
     """
-    place = open_place(path)
     return read_run(place) if place.read_many([RUN_FILE]) else {}
 
 
@@ -92,12 +91,10 @@ def open_run(path: str | Path) -> dict[str, Any]:
 
 
 def _claimed(place: LocalPlace | ObjectPlace, run: Mapping[str, Any]) -> bool:
-    if not place.read_many([RUN_FILE]):
-        return False
-    present = read_run(place)
-    if present != run:
+    present = begun_run(place)
+    if present and present != run:
         raise RunMismatchError(difference(place.url, present, run))
-    return True
+    return bool(present)
 
 
 def difference(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
