@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ from stages.evaluation_rows import (
     difference_rows,
     source_rows,
 )
-from stages.foreground_counts import counted, unit_counts
+from stages.foreground_counts import UsedOnce, counted, unit_counts
 from stages.options import check_ranges, option
 from stages.protocols import (
     CATEGORIES,
@@ -79,6 +79,8 @@ __all__ = [
 _SCORE_MAPS = {TOP_K: "ranker_score", VARIANCE: "patch_variance"}
 """Sources whose scores the selections hold, under these names."""
 _IMAGES_AT_ONCE = 256
+_NAMED = 3
+"""Of many, how many a note names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +140,8 @@ def run(
     were sharded changes nothing.
 
     Raises:
-        RequestError: no selected image is annotated, none has foreground, a keep ratio leaves no
-            patch, or the teacher's cache does not fit.
+        RequestError: no selected image is annotated, two have one annotation, none has foreground,
+            a keep ratio leaves no patch, or the teacher's cache does not fit.
     """
     started = time.monotonic()
     grid = int(selections.run["image_size"]) // int(selections.run["patch_size"])
@@ -156,18 +158,19 @@ def run(
                 name: unit_counts(unit, arrays, selections.run, annotations, name, cached)
                 for name in config.categories
             }
+            found.join(unit, arrays, counts[config.categories[0]])
             _add_unit(config, found, arrays, counts, keeps, selections.run, maps)
             bar.advance(1)
     if not found.keys:
         raise RequestError(
             "no selected image is annotated: sample keys and the annotations' file names have "
-            f"nothing in common (a key is {_first_key(selections)!r}); pack the folder the file "
-            "names are relative to"
+            f"nothing in common (a key is {_first_key(selections)!r}; annotated are "
+            f"{len(annotations.names)} images{_examples(annotations.names)})"
+            "; pack the folder the file names are relative to"
         )
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
-    if found.unannotated:
-        summary.notes.append(f"left out {found.unannotated} selected image(s) without annotation")
+    summary.notes += _unmatched(found, annotations)
     if (made_by := str(selections.run.get("source", "ranker"))) != "ranker":
         name = selections.run["baseline"] if made_by == "baseline" else "the teacher's scores"
         summary.notes.append(f"{RANKER!r} stands for what `select` kept by {name}; no ranker did")
@@ -237,8 +240,18 @@ class _Found:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
-        self.unannotated = 0
+        self.unannotated: list[str] = []
+        """Keys"""
+        self.used = UsedOnce()
         self._parts: dict[tuple[str, str, float], list[Values]] = {}
+
+    def join(self, unit: str, arrays: Arrays, counts: Arrays) -> None:
+        """Notes which images of a unit are annotated, and by what."""
+        keys = arrays["key"].tolist()
+        self.unannotated += [
+            key for key, there in zip(keys, counts["is_annotated"], strict=True) if not there
+        ]
+        self.used.add(unit, keys, counts["annotation"].tolist())
 
     def add(
         self, keys: Sequence[str], measured: Iterator[tuple[tuple[str, str, float], Values]]
@@ -274,7 +287,6 @@ def _add_unit(
     patch_size = int(run["patch_size"])
     grid = int(run["image_size"]) // patch_size
     annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
-    found.unannotated += len(arrays["key"]) - len(annotated)
     for start in range(0, len(annotated), _IMAGES_AT_ONCE):
         rows = annotated[start : start + _IMAGES_AT_ONCE]
         part = {name: values[rows] for name, values in arrays.items()}
@@ -379,6 +391,22 @@ def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int
             rows += source_rows(facts, tables, **draw)
             differences += difference_rows(facts, tables, **draw)
     return Evaluation(rows=rows, differences=differences, keys=keys, images=images)
+
+
+def _unmatched(found: _Found, annotations: Annotations) -> list[str]:
+    """Returns a note on images without annotation, and on annotations that may be theirs."""
+    if not found.unannotated:
+        return []
+    unused = set(annotations.names) - found.used.names.keys()
+    return [
+        f"left out {len(found.unannotated)} selected image(s) without annotation"
+        f"{_examples(found.unannotated)}; {len(unused)} annotation(s) are of no selected image"
+        f"{_examples(unused)}"
+    ]
+
+
+def _examples(names: Collection[str]) -> str:
+    return f", e.g. {', '.join(map(repr, sorted(names)[:_NAMED]))}" if names else ""
 
 
 def _first_key(selections: CacheReader) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ltrp_core.errors import RequestError
 from ltrp_core.patch_metrics import PatchCoverage, coverage
 from ltrp_core.views import render_mask
 from stages.protocols import Annotations, Arrays, CountCache
@@ -36,8 +37,8 @@ def unit_counts(
         cached: where counts are kept from one evaluation to the next.
 
     Returns:
-        `is_annotated` bool (N,), `foreground_pixels` and `valid_pixels` int32 (N, L); 0 where an
-        image is not annotated.
+        `is_annotated` bool (N,), `annotation` text (N,), what the annotations call the image,
+        `foreground_pixels` and `valid_pixels` int32 (N, L); empty and 0 where it is not annotated.
 
     Raises:
         RequestError: annotations that are damaged or of another size.
@@ -48,6 +49,39 @@ def unit_counts(
         if cached is not None:
             cached.put(unit, categories, found)
     return found
+
+
+class UsedOnce:
+    """Sees to it that no annotation counts for two images.
+
+    Keys may differ in their folders alone (`cats/1`, `dogs/1`) where annotations have none.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, tuple[str, str]] = {}
+        """Key and unit of the image by the annotation's name"""
+
+    def add(self, unit: str, keys: Sequence[str], names: Sequence[str]) -> None:
+        """Adds images of a unit and what the annotations call each; empty names are none.
+
+        Raises:
+            RequestError: an annotation was taken before; the message has both images.
+        """
+        for key, name in zip(keys, names, strict=True):
+            if not name:
+                continue
+            other, other_unit = self.names.setdefault(name, (key, unit))
+            if (other, other_unit) == (key, unit):
+                continue
+            both = (
+                f"{other!r} and {key!r}"
+                if other != key
+                else f"both that are called {key!r}, in units {other_unit} and {unit}"
+            )
+            raise RequestError(
+                f"the one annotation of {name!r} would count for two images, {both}; give the "
+                "annotations the folders that the keys have, or evaluate the images apart"
+            )
 
 
 def counted(counts: Arrays, rows: NDArray[np.int64], patch_size: int) -> PatchCoverage:
@@ -64,6 +98,7 @@ def _count(
 ) -> Arrays:
     size, patch_size = int(run["image_size"]), int(run["patch_size"])
     count, length = len(arrays["key"]), (size // patch_size) ** 2
+    called = [""] * count
     counts: Arrays = {
         "is_annotated": np.zeros(count, dtype=bool),
         "foreground_pixels": np.zeros((count, length), dtype=np.int32),
@@ -79,10 +114,12 @@ def _count(
                 both = (found.is_foreground, found.is_ignored)
                 masks.append(np.stack([render_mask(mask, view, size) for mask in both]))
                 rows.append(row)
+                called[row] = found.name
         if rows:
             foreground, ignored = torch.from_numpy(np.stack(masks)).unbind(dim=1)
             seen = coverage(foreground, ignored, patch_size)
             counts["is_annotated"][rows] = True
             counts["foreground_pixels"][rows] = seen.foreground_pixels.numpy()
             counts["valid_pixels"][rows] = seen.valid_pixels.numpy()
+    counts["annotation"] = np.array(called, dtype=np.str_)
     return counts

@@ -84,9 +84,7 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
     Raises:
         RequestError: a folder cannot be read.
     """
-    return sorted(
-        file for file in _walk(folder, frozenset()) if file.name.lower().endswith(suffix)
-    )
+    return sorted(file for file in _walk(folder, frozenset()) if file.name.lower().endswith(suffix))
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:

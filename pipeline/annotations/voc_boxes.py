@@ -19,11 +19,14 @@ from stages.protocols import Foreground
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _DECLARED = re.compile(rb"""<\?xml\s[^>]*?\bencoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]*)["']""")
-_BOMS = (
+_BEGINNINGS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+    (b"<\0", "utf-16-le"),
+    (b"\0<", "utf-16-be"),
 )
+"""How a document begins that is in these encodings, whatever it declares."""
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030"}
 """Files that say the first often hold characters of the second, which reads the first alike."""
 
@@ -46,7 +49,7 @@ class VocBoxes(AnnotatedFolder):
         found = self.find(key)
         if found is None:
             return None
-        name_there, file = found
+        called, file = found
         root = parse_xml(file)
         annotated = (_number(root, "size/height", file), _number(root, "size/width", file))
         check_size(file, key, annotated, (height, width))
@@ -63,7 +66,7 @@ class VocBoxes(AnnotatedFolder):
                 raise RequestError(f"{file}: the box of {name!r} lies outside of its image")
             # Corners are counted from 1 and belong to the box.
             is_foreground[max(top - 1, 0) : max(bottom, 0), max(left - 1, 0) : max(right, 0)] = True
-        return Foreground(is_foreground, np.zeros_like(is_foreground), name_there)
+        return Foreground(is_foreground, np.zeros_like(is_foreground), called)
 
 
 def parse_xml(file: Path) -> ElementTree.Element:
@@ -96,7 +99,7 @@ def _as_utf8(data: bytes, file: Path) -> bytes:
     """Returns a document as UTF-8. Expat alone knows no encoding of several bytes, such as GBK."""
     declared = _DECLARED.match(data)
     name = declared[1].decode().lower() if declared else "utf-8"
-    name = next((of_mark for mark, of_mark in _BOMS if data.startswith(mark)), name)
+    name = next((of_start for start, of_start in _BEGINNINGS if data.startswith(start)), name)
     try:
         return data.decode(_WIDER.get(name, name)).encode()
     except LookupError as error:

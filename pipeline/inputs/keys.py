@@ -78,8 +78,9 @@ class KeyIndex:
         for name in names:
             path = _plain(name)
             if path in seen:
-                both = name if name == seen[path] else f"{seen[path]!r} and {name!r}"
-                raise RequestError(f"{where}: two images are called {both}; rename one")
+                raise RequestError(
+                    f"{where}: {seen[path]!r} and {name!r} are one path; remove one of them"
+                )
             seen[path] = name
             own = set(_own_forms(path))
             _add(self._own, own, name)
