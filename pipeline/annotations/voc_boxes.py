@@ -100,8 +100,11 @@ def _as_utf8(data: bytes, file: Path) -> bytes:
     declared = _DECLARED.match(data)
     name = declared[1].decode().lower() if declared else "utf-8"
     name = next((of_start for start, of_start in _BEGINNINGS if data.startswith(start)), name)
+    codec = _WIDER.get(name, name)
     try:
-        return data.decode(_WIDER.get(name, name)).encode()
+        if declared and "<?".encode(codec) != b"<?":
+            raise ValueError("its first line is in another one")
+        return data.decode(codec).encode()
     except LookupError as error:
         raise RequestError(
             f"{file} declares the encoding {name!r}, which is unknown; correct its first line"
