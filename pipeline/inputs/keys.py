@@ -14,8 +14,10 @@ from pathlib import PurePosixPath
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
 
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, which garble what prints a key, and bytes that are no text."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""They garble whatever prints a key."""
+_NO_TEXT = re.compile(r"[\ud800-\udfff]")
+"""Bytes of a file name that are no UTF-8, as Python has them; a cache cannot store them."""
 
 
 def sample_key(name: str) -> str:
@@ -29,8 +31,8 @@ def image_keys(names: Sequence[str]) -> list[str]:
     """Returns the keys of all images of a folder, unique, in the order of their `names`.
 
     A key is the relative path without its ending, in Unicode's composed form (NFC), with `_` for
-    each further dot of the file name, each control character and each byte that is no UTF-8. Where
-    files would share a key, each keeps its ending: `cat_jpg`, `cat_png`.
+    each further dot of the file name and each control character, and `_e9` for a byte that is no
+    UTF-8. Where files would share a key, each keeps its ending: `cat_jpg`, `cat_png`.
 
     Args:
         names: paths below the folder.
@@ -158,7 +160,8 @@ def _without_ending(name: str) -> str:
 
 def _key_of(path: str) -> str:
     folder, slash, file = _composed(path).rpartition("/")
-    return _UNFIT.sub("_", f"{folder}{slash}{file.replace('.', '_')}")
+    key = _CONTROL.sub("_", f"{folder}{slash}{file.replace('.', '_')}")
+    return _NO_TEXT.sub(lambda found: f"_{ord(found[0]) & 0xFF:02x}", key)
 
 
 def _composed(text: str) -> str:

@@ -254,6 +254,34 @@ def test_a_second_evaluation_asks_for_no_annotation_again():
     assert annotations.asked == [("a", "unseen"), ("b", "unseen")]
 
 
+class OneForTwo(Masks):
+    """What a and b are annotated with is one file."""
+
+    def foreground(self, key, height, width, categories="all"):
+        found = super().foreground(key, height, width, categories)
+        return None if found is None else Foreground(found.is_foreground, found.is_ignored, "1.png")
+
+
+def test_an_annotation_never_counts_for_two_images_not_even_when_counts_are_taken():
+    shelf = Shelf()
+    for selections in (Selections(), Selections(("a", "b"))) * 2:
+        with pytest.raises(RequestError, match=r"annotation of '1\.png' would .* 'a' and 'b'"):
+            evaluate(selections, OneForTwo(), shelf)
+    evaluate(Selections(("a",)), OneForTwo(), shelf)
+
+
+class Twice(Selections):
+    """The same keys in two units."""
+
+    def read(self, unit):
+        return super().read("a")
+
+
+def test_two_images_of_one_key_are_refused_with_their_units():
+    with pytest.raises(RequestError, match="both that are called 'a', in units one and two"):
+        evaluate(Twice(("one", "two")), Masks())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

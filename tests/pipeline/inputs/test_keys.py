@@ -9,6 +9,7 @@ from webdataset.tariterators import base_plus_ext
 
 from ltrp_core.errors import RequestError
 from pipeline.annotations import CocoAnnotations, open_annotations
+from pipeline.annotations.folders import AnnotatedFolder
 from pipeline.inputs import find_shards
 from pipeline.inputs.keys import KeyIndex, image_keys, sample_key
 from pipeline.packing import TarSink, find_images
@@ -99,8 +100,6 @@ def test_keys_of_older_packs_find_their_image(tmp_path, name):
 
 @pytest.mark.parametrize("suffix", [".png", ".xml"])
 def test_every_key_finds_its_own_file_in_a_folder_of_annotations(tmp_path, suffix):
-    from pipeline.annotations.folders import AnnotatedFolder
-
     folder = AnnotatedFolder(fill(tmp_path, [f"{name}{suffix}" for name in KEYS]), suffix)
     for name, key in KEYS.items():
         assert folder.find(key) == (name, tmp_path / f"{name}{suffix}")
