@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from ltrp_core.patch_metrics import (
 )
 from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
+from stages.annotation_join import UsedOnce, examples, unmatched
 from stages.evaluation_rows import (
     CENTER,
     COMPARED,
@@ -42,7 +43,7 @@ from stages.evaluation_rows import (
     difference_rows,
     source_rows,
 )
-from stages.foreground_counts import UsedOnce, counted, unit_counts
+from stages.foreground_counts import counted, unit_counts
 from stages.options import check_ranges, option
 from stages.protocols import (
     CATEGORIES,
@@ -79,8 +80,6 @@ __all__ = [
 _SCORE_MAPS = {TOP_K: "ranker_score", VARIANCE: "patch_variance"}
 """Sources whose scores the selections hold, under these names."""
 _IMAGES_AT_ONCE = 256
-_NAMED = 3
-"""Of many, how many a note names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,12 +164,12 @@ def run(
         raise RequestError(
             "no selected image is annotated: sample keys and the annotations' file names have "
             f"nothing in common (a key is {_first_key(selections)!r}; annotated are "
-            f"{len(annotations.names)} images{_examples(annotations.names)})"
+            f"{len(annotations.names)} images{examples(annotations.names)})"
             "; pack the folder the file names are relative to"
         )
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
-    summary.notes += _unmatched(found, annotations)
+    summary.notes += unmatched(found.unannotated, found.used, annotations)
     if (made_by := str(selections.run.get("source", "ranker"))) != "ranker":
         name = selections.run["baseline"] if made_by == "baseline" else "the teacher's scores"
         summary.notes.append(f"{RANKER!r} stands for what `select` kept by {name}; no ranker did")
@@ -391,22 +390,6 @@ def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int
             rows += source_rows(facts, tables, **draw)
             differences += difference_rows(facts, tables, **draw)
     return Evaluation(rows=rows, differences=differences, keys=keys, images=images)
-
-
-def _unmatched(found: _Found, annotations: Annotations) -> list[str]:
-    """Returns a note on images without annotation, and on annotations that may be theirs."""
-    if not found.unannotated:
-        return []
-    unused = set(annotations.names) - found.used.names.keys()
-    return [
-        f"left out {len(found.unannotated)} selected image(s) without annotation"
-        f"{_examples(found.unannotated)}; {len(unused)} annotation(s) are of no selected image"
-        f"{_examples(unused)}"
-    ]
-
-
-def _examples(names: Collection[str]) -> str:
-    return f", e.g. {', '.join(map(repr, sorted(names)[:_NAMED]))}" if names else ""
 
 
 def _first_key(selections: CacheReader) -> str | None:

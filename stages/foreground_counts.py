@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ltrp_core.errors import RequestError
 from ltrp_core.patch_metrics import PatchCoverage, coverage
 from ltrp_core.views import render_mask
 from stages.protocols import Annotations, Arrays, CountCache
@@ -49,39 +48,6 @@ def unit_counts(
         if cached is not None:
             cached.put(unit, categories, found)
     return found
-
-
-class UsedOnce:
-    """Sees to it that no annotation counts for two images.
-
-    Keys may differ in their folders alone (`cats/1`, `dogs/1`) where annotations have none.
-    """
-
-    def __init__(self) -> None:
-        self.names: dict[str, tuple[str, str]] = {}
-        """Key and unit of the image by the annotation's name"""
-
-    def add(self, unit: str, keys: Sequence[str], names: Sequence[str]) -> None:
-        """Adds images of a unit and what the annotations call each; empty names are none.
-
-        Raises:
-            RequestError: an annotation was taken before; the message has both images.
-        """
-        for key, name in zip(keys, names, strict=True):
-            if not name:
-                continue
-            other, other_unit = self.names.setdefault(name, (key, unit))
-            if (other, other_unit) == (key, unit):
-                continue
-            both = (
-                f"{other!r} and {key!r}"
-                if other != key
-                else f"both that are called {key!r}, in units {other_unit} and {unit}"
-            )
-            raise RequestError(
-                f"the one annotation of {name!r} would count for two images, {both}; give the "
-                "annotations the folders that the keys have, or evaluate the images apart"
-            )
 
 
 def counted(counts: Arrays, rows: NDArray[np.int64], patch_size: int) -> PatchCoverage:

@@ -21,7 +21,7 @@ from ltrp_core.rankers import Ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.selection import num_homogeneous, top_patches
 from ltrp_core.views import denormalize, normalize, render_mask, render_view
-from stages.foreground_counts import UsedOnce
+from stages.annotation_join import UsedOnce
 from stages.options import check_ranges, option
 from stages.protocols import Annotations, Arrays, CacheReader, Foreground, Sample
 from stages.records import kept_name, recorded_view
