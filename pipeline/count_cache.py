@@ -21,9 +21,9 @@ from pipeline.store.cache import Cache
 from stages.protocols import Arrays
 
 FOLDER = "counts"
-_VERSION = 1
+_VERSION = 2
 """Raise it when the geometry or what counts as foreground changes."""
-_ARRAYS = ("is_annotated", "foreground_pixels", "valid_pixels")
+_ARRAYS = ("is_annotated", "annotation", "foreground_pixels", "valid_pixels")
 
 
 class FileCountCache:

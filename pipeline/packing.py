@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
+from pipeline.inputs.keys import image_keys
 from pipeline.store.receipts import file_sha256, replace_text
 from pipeline.store.run_file import claim_folder
 from stages.pack import ImageFile
@@ -20,12 +20,11 @@ from stages.pack import ImageFile
 def find_images(folder: Path) -> tuple[list[ImageFile], list[str]]:
     """Returns the images below `folder` with unique keys and classes, and the names of other files.
 
-    A key is the relative path without its ending, dots replaced (WebDataset ends a key at the first
-    dot); where two files would share one, both keep their ending (`cat_jpg`, `cat_png`). Where
-    every image lies in a subfolder, the first one names its class (ImageFolder).
+    Keys are those of `image_keys`. Where every image lies in a subfolder, the first one names its
+    class (ImageFolder).
 
     Raises:
-        RequestError: no such folder, not readable, or no image in it.
+        RequestError: no such folder, not readable, no image in it, or two would share a key.
     """
     if not folder.is_dir():
         raise RequestError(f"{folder} is no folder of images")
@@ -41,7 +40,7 @@ def find_images(folder: Path) -> tuple[list[ImageFile], list[str]]:
     names.sort()
     labelled = all("/" in name for name in names)
     classes = sorted({name.split("/", 1)[0] for name in names}) if labelled else []
-    keys = _unique_keys(names)
+    keys = image_keys(names)
     images = [
         ImageFile(
             path=folder / name,
@@ -56,25 +55,6 @@ def find_images(folder: Path) -> tuple[list[ImageFile], list[str]]:
 
 def _unreadable(error: OSError) -> None:
     raise RequestError(f"cannot read {error.filename}: {error.strerror}; check its permissions")
-
-
-def _unique_keys(names: Sequence[str]) -> list[str]:
-    def clean(text: str) -> str:
-        return re.sub(r"[^\w/-]", "_", text)
-
-    short = [clean(os.path.splitext(name)[0]) for name in names]
-    counts: dict[str, int] = {}
-    for key in short:
-        counts[key] = counts.get(key, 0) + 1
-    keys = [s if counts[s] == 1 else clean(name) for s, name in zip(short, names, strict=True)]
-    seen: dict[str, str] = {}
-    for key, name in zip(keys, names, strict=True):
-        if key in seen:
-            raise RequestError(
-                f"{seen[key]!r} and {name!r} would share the key {key!r}; rename one"
-            )
-        seen[key] = name
-    return keys
 
 
 class TarSink:

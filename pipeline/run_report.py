@@ -76,7 +76,8 @@ def run_report(
     teacher_maps = evaluate_patches.cover_maps(cover, grid, crop) if cover is not None else {}
     caches = [*(open_cache(path) for path in cache), *([cover] if cover else []), selected]
     curves = [_curve(folder) for folder in training]
-    summary = Summary(stage="report", done=1)
+    source = open_annotations(annotations) if annotations is not None else None
+    summary = Summary(stage="report", done=1, notes=source.notes if source is not None else [])
     gallery = []
     units = report.gallery_keys(selected, config)
     with progress.task("report", len(units), "images") as bar:
@@ -86,7 +87,7 @@ def run_report(
             selections=selected,
             mae=model,
             teacher_maps=teacher_maps,
-            annotations=open_annotations(annotations) if annotations is not None else None,
+            annotations=source,
         ):
             gallery.append(image)
             bar.advance(1)

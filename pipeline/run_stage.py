@@ -178,6 +178,7 @@ def run_evaluate_patches(
         progress=progress,
         cached=cached,
     )
+    summary.notes += source.notes
     write_tables(out, evaluation)
     write_figures(out, evaluation.rows)
     if cached.hits:

@@ -23,6 +23,7 @@ from ltrp_core.patch_metrics import (
 )
 from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
+from stages.annotation_join import UsedOnce, examples, unmatched
 from stages.evaluation_rows import (
     CENTER,
     COMPARED,
@@ -138,8 +139,8 @@ def run(
     were sharded changes nothing.
 
     Raises:
-        RequestError: no selected image is annotated, none has foreground, a keep ratio leaves no
-            patch, or the teacher's cache does not fit.
+        RequestError: no selected image is annotated, two have one annotation, none has foreground,
+            a keep ratio leaves no patch, or the teacher's cache does not fit.
     """
     started = time.monotonic()
     grid = int(selections.run["image_size"]) // int(selections.run["patch_size"])
@@ -156,18 +157,19 @@ def run(
                 name: unit_counts(unit, arrays, selections.run, annotations, name, cached)
                 for name in config.categories
             }
+            found.join(unit, arrays, counts[config.categories[0]])
             _add_unit(config, found, arrays, counts, keeps, selections.run, maps)
             bar.advance(1)
     if not found.keys:
         raise RequestError(
             "no selected image is annotated: sample keys and the annotations' file names have "
-            f"nothing in common (a key is {_first_key(selections)!r}); pack the folder the file "
-            "names are relative to"
+            f"nothing in common (a key is {_first_key(selections)!r}; annotated are "
+            f"{len(annotations.names)} images{examples(annotations.names)})"
+            "; pack the folder the file names are relative to"
         )
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
-    if found.unannotated:
-        summary.notes.append(f"left out {found.unannotated} selected image(s) without annotation")
+    summary.notes += unmatched(found.unannotated, found.used, annotations)
     if (made_by := str(selections.run.get("source", "ranker"))) != "ranker":
         name = selections.run["baseline"] if made_by == "baseline" else "the teacher's scores"
         summary.notes.append(f"{RANKER!r} stands for what `select` kept by {name}; no ranker did")
@@ -237,8 +239,18 @@ class _Found:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
-        self.unannotated = 0
+        self.unannotated: list[str] = []
+        """Keys"""
+        self.used = UsedOnce()
         self._parts: dict[tuple[str, str, float], list[Values]] = {}
+
+    def join(self, unit: str, arrays: Arrays, counts: Arrays) -> None:
+        """Notes which images of a unit are annotated, and by what."""
+        keys = arrays["key"].tolist()
+        self.unannotated += [
+            key for key, there in zip(keys, counts["is_annotated"], strict=True) if not there
+        ]
+        self.used.add(unit, keys, counts["annotation"].tolist())
 
     def add(
         self, keys: Sequence[str], measured: Iterator[tuple[tuple[str, str, float], Values]]
@@ -274,7 +286,6 @@ def _add_unit(
     patch_size = int(run["patch_size"])
     grid = int(run["image_size"]) // patch_size
     annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
-    found.unannotated += len(arrays["key"]) - len(annotated)
     for start in range(0, len(annotated), _IMAGES_AT_ONCE):
         rows = annotated[start : start + _IMAGES_AT_ONCE]
         part = {name: values[rows] for name, values in arrays.items()}

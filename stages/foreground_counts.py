@@ -36,8 +36,8 @@ def unit_counts(
         cached: where counts are kept from one evaluation to the next.
 
     Returns:
-        `is_annotated` bool (N,), `foreground_pixels` and `valid_pixels` int32 (N, L); 0 where an
-        image is not annotated.
+        `is_annotated` bool (N,), `annotation` text (N,), what the annotations call the image,
+        `foreground_pixels` and `valid_pixels` int32 (N, L); empty and 0 where it is not annotated.
 
     Raises:
         RequestError: annotations that are damaged or of another size.
@@ -64,6 +64,7 @@ def _count(
 ) -> Arrays:
     size, patch_size = int(run["image_size"]), int(run["patch_size"])
     count, length = len(arrays["key"]), (size // patch_size) ** 2
+    called = [""] * count
     counts: Arrays = {
         "is_annotated": np.zeros(count, dtype=bool),
         "foreground_pixels": np.zeros((count, length), dtype=np.int32),
@@ -79,10 +80,12 @@ def _count(
                 both = (found.is_foreground, found.is_ignored)
                 masks.append(np.stack([render_mask(mask, view, size) for mask in both]))
                 rows.append(row)
+                called[row] = found.name
         if rows:
             foreground, ignored = torch.from_numpy(np.stack(masks)).unbind(dim=1)
             seen = coverage(foreground, ignored, patch_size)
             counts["is_annotated"][rows] = True
             counts["foreground_pixels"][rows] = seen.foreground_pixels.numpy()
             counts["valid_pixels"][rows] = seen.valid_pixels.numpy()
+    counts["annotation"] = np.array(called, dtype=np.str_)
     return counts

@@ -48,6 +48,8 @@ class Foreground:
     """(H, W): the union of boxes or masks"""
     is_ignored: NDArray[np.bool_]
     """(H, W): crowd regions, neither foreground nor background"""
+    name: str = ""
+    """What the annotations call the image: an annotation is of one image only. Empty: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +221,11 @@ class CacheReader(Protocol):
 
 class Annotations(Protocol):
     """Where the objects of an image are."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """What the annotations call their images, for messages."""
+        ...
 
     def foreground(
         self, key: str, height: int, width: int, categories: str = "all"

@@ -21,8 +21,9 @@ from ltrp_core.rankers import Ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.selection import num_homogeneous, top_patches
 from ltrp_core.views import denormalize, normalize, render_mask, render_view
+from stages.annotation_join import UsedOnce
 from stages.options import check_ranges, option
-from stages.protocols import Annotations, Arrays, CacheReader, Sample
+from stages.protocols import Annotations, Arrays, CacheReader, Foreground, Sample
 from stages.records import kept_name, recorded_view
 
 RANKER, TEACHER, BASELINE = "ranker", "teacher", "baseline"
@@ -125,12 +126,13 @@ def run(
     Ends as soon as it has all of them.
 
     Raises:
-        RequestError: two stored selections of an image contradict each other, or `samples` lack an
-            image.
+        RequestError: two stored selections of an image contradict each other, `samples` lack an
+            image, or two images have one annotation.
     """
     units = gallery_keys(selections, config)
     arrays = {unit: selections.read(unit) for unit in sorted(set(units.values()))}
     missing = set(units)
+    used = UsedOnce()
     while missing:
         sample = next(samples, None)
         if sample is None:
@@ -143,9 +145,12 @@ def run(
         missing.remove(sample.key)
         unit = arrays[units[sample.key]]
         row = unit["key"].tolist().index(sample.key)
-        yield _gallery_image(
-            config, sample, unit, row, selections.run, mae, teacher_maps, annotations
-        )
+        found = None
+        if annotations is not None:
+            found = annotations.foreground(sample.key, *sample.image.shape[:2])
+        if found is not None:
+            used.add(units[sample.key], [sample.key], [found.name])
+        yield _gallery_image(config, sample, unit, row, selections.run, mae, teacher_maps, found)
 
 
 def attention_profile(
@@ -210,7 +215,7 @@ def _gallery_image(
     run: Mapping[str, Any],
     mae: MaskedAutoencoder,
     teacher_maps: Mapping[str, NDArray[np.float32]],
-    annotations: Annotations | None,
+    found: Foreground | None,
 ) -> GalleryImage:
     view = recorded_view(arrays, row)
     pixels = render_view(sample.image, view, mae.config.image_size)
@@ -222,9 +227,6 @@ def _gallery_image(
     best = int(leave_one_out_scores(mae, images, visible)[0].argmax())
     others = torch.cat([visible[:, :best], visible[:, best + 1 :]], dim=1)
     whole, without = (_reconstruction(mae, images, given) for given in (visible, others))
-    found = None
-    if annotations is not None:
-        found = annotations.foreground(sample.key, *sample.image.shape[:2])
     kept = {
         float(ratio): arrays[kept_name(ratio)][row].astype(np.int64) for ratio in run["keep_ratio"]
     }

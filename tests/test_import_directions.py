@@ -36,6 +36,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.ranking_batches",
     "stages.hold_out",
     "stages.foreground_counts",
+    "stages.annotation_join",
     "stages.evaluation_rows",
 )
 """Besides the method, the rooms that all stages share; never one stage another."""

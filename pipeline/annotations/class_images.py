@@ -6,8 +6,6 @@ ignored; of its 150 classes the 100 things can be foreground, stuff such as sky 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,40 +13,27 @@ from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.annotations.categories import select_categories
-from pipeline.annotations.files import (
-    find_by_key,
-    folder_sha256,
-    index_files,
-    read_classes,
-)
+from pipeline.annotations.files import read_classes
+from pipeline.annotations.folders import AnnotatedFolder
 from stages.protocols import Foreground
 
 
-@dataclass(frozen=True)
-class ClassImages:
+class ClassImages(AnnotatedFolder):
     """A folder of class PNGs, looked up by sample key."""
 
-    folder: Path
-    categories: str
-    """Name of the list that says which values are which categories."""
-    ignored: int
-    """The value that is neither foreground nor background."""
-    highest: int
-    """The largest class number."""
+    def __init__(self, folder: Path, categories: str, *, ignored: int, highest: int) -> None:
+        """Takes the files below a folder.
 
-    @cached_property
-    def _index(self) -> dict[str, Path]:
-        return index_files(self.folder, ".png")
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all names and contents."""
-        return folder_sha256(self.folder, self._index.values())
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """Keys of all annotated images."""
-        return frozenset(self._index)
+        Args:
+            folder: of PNGs.
+            categories: name of the list that says which values are which categories.
+            ignored: the value that is neither foreground nor background.
+            highest: the largest class number.
+        """
+        super().__init__(folder, ".png")
+        self._categories = categories
+        self._ignored = ignored
+        self._highest = highest
 
     def foreground(
         self, key: str, height: int, width: int, categories: str = "all"
@@ -56,23 +41,25 @@ class ClassImages:
         """Returns the foreground of the image with this key, or None if there is no PNG of it.
 
         Raises:
-            RequestError: the PNG is damaged, of another size, or holds an unknown class.
+            RequestError: the PNG is damaged, of another size, or holds an unknown class; or two
+                may be meant.
         """
         is_chosen = np.zeros(256, dtype=bool)
-        is_chosen[[c.id for c in select_categories(self.categories, categories) if c.id]] = True
-        file = find_by_key(self._index, key)
-        if file is None:
+        is_chosen[[c.id for c in select_categories(self._categories, categories) if c.id]] = True
+        found = self.find(key)
+        if found is None:
             return None
+        name, file = found
         classes = read_classes(file, key, height, width)
         self._check(file, classes)
-        return Foreground(is_chosen[classes], classes == self.ignored)
+        return Foreground(is_chosen[classes], classes == self._ignored, name)
 
     def _check(self, file: Path, classes: NDArray[np.uint8]) -> None:
         present = np.flatnonzero(np.bincount(classes.ravel(), minlength=256))
-        unknown = [int(v) for v in present if v > self.highest and v != self.ignored]
+        unknown = [int(v) for v in present if v > self._highest and v != self._ignored]
         if unknown:
             raise RequestError(
-                f"{file} holds the value {unknown[0]}, but classes end at {self.highest}; is it "
+                f"{file} holds the value {unknown[0]}, but classes end at {self._highest}; is it "
                 "an annotation of another data set? Then pass --format"
             )
 

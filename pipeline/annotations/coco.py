@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltrp_core.errors import RequestError
 from pipeline.annotations.categories import select_names
-from pipeline.annotations.files import check_size, find_by_key
+from pipeline.annotations.coco_document import damaged, read_document
+from pipeline.annotations.files import check_size
+from pipeline.inputs.keys import KeyIndex
 from stages.protocols import Foreground
 
 
@@ -28,29 +27,18 @@ class CocoAnnotations:
         """Reads and indexes the file.
 
         Raises:
-            RequestError: it is unreadable, or no instances file.
+            RequestError: it is unreadable, or no instances file whose references are whole.
         """
         self.path = path
         self.shape = shape
-        document = _read_document(path)
-        try:
-            self._images = _by_key(document["images"], path)
-            self._names = {one["id"]: str(one["name"]) for one in document["categories"]}
-            self._objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-            for annotation in document["annotations"]:
-                self._objects[annotation["image_id"]].append(annotation)
-                if annotation["category_id"] not in self._names:
-                    raise _damaged(path, annotation, "its category is not in the file")
-        except RequestError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"{path} is no COCO instances file: {error!r}") from error
-        self._groups: dict[str, frozenset[Any]] = {}
+        self._document = read_document(path)
+        self._index = KeyIndex(self._document.images, str(path))
+        self._groups: dict[str, frozenset[str]] = {}
 
     @property
-    def keys(self) -> frozenset[str]:
-        """Keys of all annotated images."""
-        return frozenset(self._images)
+    def names(self) -> Collection[str]:
+        """File names of all annotated images."""
+        return self._document.images.keys()
 
     def foreground(
         self, key: str, height: int, width: int, categories: str = "all"
@@ -58,29 +46,36 @@ class CocoAnnotations:
         """Returns the foreground of the image with this key, or None if the file has none.
 
         Raises:
-            RequestError: the annotated image is of another size, an annotation is damaged, or the
-                group of categories is not known for this file.
+            RequestError: the annotated image is of another size, two may be meant, an annotation is
+                damaged, or the group of categories is not known for this file.
         """
         chosen = self._group(categories)
-        image = find_by_key(self._images, key)
-        if image is None:
+        name = self._index.find(key)
+        if name is None:
             return None
+        image = self._document.images[name]
         size = (height, width)
-        annotated = (image["height"], image["width"])
-        check_size(self.path, key, annotated, size, what=repr(image["file_name"]))
-        objects = [one for one in self._objects[image["id"]] if one["category_id"] in chosen]
+        check_size(self.path, key, (image.height, image.width), size, what=repr(name))
+        objects = [
+            one for one in self._document.objects.get(image.id, ()) if one["category_id"] in chosen
+        ]
         crowds = [one for one in objects if one.get("iscrowd", 0)]
         others = [one for one in objects if not one.get("iscrowd", 0)]
-        is_foreground = self._boxes(others, size) if self.shape == "boxes" else None
-        if is_foreground is None:
-            is_foreground = self._union(others, size)
-        return Foreground(is_foreground, self._union(crowds, size) & ~is_foreground)
+        if self.shape == "boxes":
+            is_foreground = self._boxes(others, size)
+            # A crowd's outline is closer to it than its box, where it has one.
+            outlined = [one for one in crowds if one.get("segmentation")]
+            boxed = [one for one in crowds if not one.get("segmentation")]
+            is_ignored = self._union(outlined, size) | self._boxes(boxed, size)
+        else:
+            is_foreground, is_ignored = self._union(others, size), self._union(crowds, size)
+        return Foreground(is_foreground, is_ignored & ~is_foreground, name)
 
-    def _group(self, categories: str) -> frozenset[Any]:
+    def _group(self, categories: str) -> frozenset[str]:
         if categories not in self._groups:
-            names = select_names(set(self._names.values()), categories, self.path)
-            ids = frozenset(number for number, name in self._names.items() if name in names)
-            self._groups[categories] = ids
+            by_id = self._document.categories
+            names = select_names(set(by_id.values()), categories, self.path)
+            self._groups[categories] = frozenset(i for i, name in by_id.items() if name in names)
         return self._groups[categories]
 
     def _boxes(self, objects: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -88,8 +83,12 @@ class CocoAnnotations:
         for one in objects:
             box: Any = one.get("bbox")
             if not _are_numbers(box) or len(box) != 4:
-                raise _damaged(self.path, one, "bbox must be four numbers")
+                raise damaged(self.path, one, "bbox must be four numbers")
             x, y, w, h = box
+            if w < 0 or h < 0:
+                raise damaged(self.path, one, f"its box is {w:g} x {h:g} px: x, y, width, height")
+            if w and h and (x >= size[1] or y >= size[0] or x + w <= 0 or y + h <= 0):
+                raise damaged(self.path, one, "its box lies outside of its image")
             rows, columns = (max(round(y), 0), round(y + h)), (max(round(x), 0), round(x + w))
             region[slice(rows[0], max(rows)), slice(columns[0], max(columns))] = True
         return region
@@ -117,17 +116,17 @@ class CocoAnnotations:
         from pycocotools import mask as coco_mask
 
         counts = runs.get("counts")
-        if list(runs.get("size", ())) != list(size):
-            raise _damaged(self.path, one, f"its RLE is of {runs.get('size')}, not {list(size)}")
+        if runs.get("size") != list(size):
+            raise damaged(self.path, one, f"its RLE is of {runs.get('size')}, not {list(size)}")
         if isinstance(counts, list):
-            is_whole = all(isinstance(run, int) and run >= 0 for run in counts)
+            is_whole = all(_is_number(run) and isinstance(run, int) and run >= 0 for run in counts)
             if not is_whole or sum(counts) != math.prod(size):
-                raise _damaged(self.path, one, f"its RLE does not add up to {math.prod(size)} px")
+                raise damaged(self.path, one, f"its RLE does not add up to {math.prod(size)} px")
             runs = coco_mask.frPyObjects(runs, *size)
         elif not isinstance(counts, str):
-            raise _damaged(self.path, one, "counts of an RLE are a list or a string")
+            raise damaged(self.path, one, "counts of an RLE are a list or a string")
         elif not _adds_up_to(counts, math.prod(size)):
-            raise _damaged(self.path, one, f"its RLE does not add up to {math.prod(size)} px")
+            raise damaged(self.path, one, f"its RLE does not add up to {math.prod(size)} px")
         decoded: NDArray[np.uint8] = coco_mask.decode(runs)
         return decoded.view(bool)
 
@@ -136,29 +135,14 @@ class CocoAnnotations:
     ) -> list[list[float]]:
         """Returns the polygons of an outline; pycocotools would take four numbers for a box."""
         if not isinstance(outline, list) or not outline:
-            raise _damaged(self.path, one, "no polygons and no RLE (--foreground boxes needs none)")
+            raise damaged(self.path, one, "no polygons and no RLE (--foreground boxes needs none)")
         farthest = 2 * max(size)
         for polygon in outline:
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
-                raise _damaged(self.path, one, "a polygon is x, y of three points or more")
+                raise damaged(self.path, one, "a polygon is x, y of three points or more")
             if min(polygon) < -farthest or max(polygon) > farthest:
-                raise _damaged(self.path, one, "a polygon lies far outside of its image")
+                raise damaged(self.path, one, "a polygon lies far outside of its image")
         return outline
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is no readable JSON: {error}") from error
-    missing = {"images", "annotations", "categories"} - (
-        set(document) if isinstance(document, dict) else set()
-    )
-    if missing:
-        raise RequestError(
-            f"{path} is no COCO instances file: {', '.join(sorted(missing))} missing"
-        )
-    return dict(document)
 
 
 def _adds_up_to(counts: str, pixels: int) -> bool:
@@ -186,21 +170,11 @@ def _adds_up_to(counts: str, pixels: int) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in values
-    )
+    return isinstance(values, list) and all(map(_is_number, values))
 
 
-def _damaged(path: Path, annotation: dict[str, Any], what: str) -> RequestError:
-    return RequestError(f"{path}: annotation {annotation.get('id')!r} is damaged: {what}")
-
-
-def _by_key(images: list[dict[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
-    by_key: dict[str, dict[str, Any]] = {}
-    for image in images:
-        image["id"], image["height"], image["width"]  # All are needed later: a KeyError here.
-        key = str(PurePosixPath(str(image["file_name"])).with_suffix(""))
-        if key in by_key:
-            raise RequestError(f"{path}: two images are called {key!r}")
-        by_key[key] = image
-    return by_key
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that arithmetic can hold; JSON may have one of 400 digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**53

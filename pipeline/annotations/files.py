@@ -1,11 +1,8 @@
-"""Annotations that are one file an image: found by key, read strictly, told apart by content."""
+"""PNGs of masks and classes, read strictly: what their colors or values are, never a guess."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,38 +10,10 @@ from PIL import Image
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import MAX_PIXELS
-from pipeline.store.receipts import file_sha256
 
 _DAMAGE = (OSError, SyntaxError, ValueError, MemoryError, EOFError, OverflowError)
-
-
-def index_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Returns the files below `folder` by key, their relative name without the suffix; sorted.
-
-    Raises:
-        RequestError: there is none, or the folder cannot be read.
-    """
-    try:
-        files = sorted(file for file in folder.rglob(f"*{suffix}") if file.is_file())
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be read: {error}") from error
-    if not files:
-        raise RequestError(f"{folder} holds no {suffix} file; pass the folder of annotations")
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-
-
-def find_by_key(index: Mapping[str, Any], key: str) -> Any:
-    """Returns what is annotated under a sample key, or under its last part; None if nothing is."""
-    found = index.get(key)
-    return index.get(PurePosixPath(key).name) if found is None else found
-
-
-def folder_sha256(folder: Path, files: Iterable[Path]) -> str:
-    """Returns a hash of the names and contents of some files of a folder."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+_GRAY = 0
+"""The color type in a PNG's header; 3 is a palette, others have several channels."""
 
 
 def check_size(
@@ -55,22 +24,51 @@ def check_size(
     Raises:
         RequestError: they differ; the message has both.
     """
-    if annotated != sample:
-        raise RequestError(
-            f"{file}: {what} is {annotated[1]} x {annotated[0]} px there, but sample {key!r} is "
-            f"{sample[1]} x {sample[0]} px; pack the original images"
-        )
+    if annotated == sample:
+        return
+    turned = (
+        " (turned: images are taken as they are stored, without their EXIF orientation, and "
+        "annotations must be, too)"
+        if annotated == sample[::-1]
+        else ""
+    )
+    raise RequestError(
+        f"{file}: {what} is {annotated[1]} x {annotated[0]} px there, but sample {key!r} is "
+        f"{sample[1]} x {sample[0]} px{turned}; pack the original images"
+    )
 
 
 def read_mask(file: Path, key: str, height: int, width: int) -> NDArray[np.bool_]:
-    """Returns where an image is not black (transparency does not count): bool (height, width).
+    """Returns where an image is not black, by color: bool (height, width).
+
+    Of a palette the colors count, not the indices; a pixel that is fully transparent shows nothing.
 
     Raises:
-        RequestError: damaged, or of another size.
+        RequestError: damaged, of another size, of colors of 16 bits, or one whose transparency
+            contradicts its colors.
     """
-    with _open_png(file, key, height, width) as image:
-        values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
-    is_foreground: NDArray[np.bool_] = np.any(values.reshape(height, width, -1), axis=2)
+    image, depth, kind = _open_png(file, key, height, width)
+    if depth == 16 and kind != _GRAY:
+        raise RequestError(
+            f"{file} has colors of 16 bits, of which the low 8 would be lost; save it as gray or "
+            "with 8 bits"
+        )
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        transparent = image.info.get("transparency")
+        is_opaque = np.ones(values.shape, bool) if transparent is None else values != transparent
+        is_colored = values != 0
+    else:
+        rgba = np.asarray(image.convert("RGBA"))
+        is_colored, is_opaque = np.any(rgba[..., :3] != 0, axis=2), rgba[..., 3] > 0
+    if is_colored.any() and not is_opaque.any():
+        raise RequestError(f"{file} is transparent everywhere; save the mask without transparency")
+    if not is_colored.any() and len(np.unique(is_opaque)) > 1:
+        raise RequestError(
+            f"{file} is black everywhere and its objects are in its transparency alone; paint them "
+            "white"
+        )
+    is_foreground: NDArray[np.bool_] = is_colored & is_opaque
     return is_foreground
 
 
@@ -80,27 +78,33 @@ def read_classes(file: Path, key: str, height: int, width: int) -> NDArray[np.ui
     Raises:
         RequestError: damaged, of another size, or of several channels.
     """
-    with _open_png(file, key, height, width) as image:
-        values = np.asarray(image)
-        mode = image.mode
-    if values.ndim != 2 or mode == "F" or values.min() < 0 or values.max() > 255:
+    image, depth, kind = _open_png(file, key, height, width)
+    values = np.asarray(image)
+    if values.ndim != 2 or image.mode == "F" or values.min() < 0 or values.max() > 255:
         raise RequestError(
-            f"{file} is an image of mode {mode}; classes are the values 0 to 255 of one channel "
-            "(gray or palette), so pass the data set's own files"
+            f"{file} is an image of mode {image.mode}; classes are the values 0 to 255 of one "
+            "channel (gray or palette), so pass the data set's own files"
         )
-    return values.astype(np.uint8)
+    # Pillow stretches gray of 2 and 4 bits to 0 to 255.
+    stretched_by = 255 // (2**depth - 1) if kind == _GRAY and depth in (2, 4) else 1
+    return (values // stretched_by if stretched_by > 1 else values).astype(np.uint8)
 
 
-def _open_png(file: Path, key: str, height: int, width: int) -> Image.Image:
-    """Returns a decoded image of a known size; the header is checked before a pixel is decoded."""
+def _open_png(file: Path, key: str, height: int, width: int) -> tuple[Image.Image, int, int]:
+    """Returns a decoded image of a known size, its bits a channel and its color type.
+
+    The header is checked before a pixel is decoded.
+    """
     try:
-        image = Image.open(file, formats=["PNG"])
-        if image.width * image.height > MAX_PIXELS:
-            raise RequestError(f"{file} says {image.width} x {image.height} px: too large")
-        check_size(file, key, (image.height, image.width), (height, width))
-        image.load()
+        with Image.open(file, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise RequestError(f"{file} says {image.width} x {image.height} px: too large")
+            check_size(file, key, (image.height, image.width), (height, width))
+            image.load()
+        with file.open("rb") as opened:
+            header = opened.read(26)
     except RequestError:
         raise
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise RequestError(f"{file} is no readable PNG: {type(error).__name__}: {error}") from error
-    return image
+    return image, header[24], header[25]

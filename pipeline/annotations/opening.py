@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from ltrp_core.errors import RequestError, unknown_name
 from pipeline.annotations.class_images import ade20k_things, voc_classes
 from pipeline.annotations.coco import CocoAnnotations
 from pipeline.annotations.masks import MaskImages
+from pipeline.annotations.recognizing import folder_of, recognize
 from pipeline.annotations.voc_boxes import VocBoxes
 from pipeline.store.receipts import file_sha256
 from stages.protocols import Foreground
@@ -44,6 +45,8 @@ class AnnotationSource:
     """One of `FORMATS`, not auto."""
     shape: str
     """Of COCO: masks or boxes."""
+    recognized_by: str = ""
+    """Why the format is taken, where it was not asked for."""
 
     @cached_property
     def _opened(self) -> Any:
@@ -63,10 +66,20 @@ class AnnotationSource:
         return _LISTS.get(self.format, ())
 
     @property
-    def keys(self) -> frozenset[str]:
-        """Keys of all annotated images."""
-        keys: frozenset[str] = self._opened.keys
-        return keys
+    def notes(self) -> list[str]:
+        """What must not go unsaid: the format, where nobody chose it."""
+        if not self.recognized_by:
+            return []
+        return [
+            f"took {self.path} for annotations of format {self.format}: {self.recognized_by}; "
+            "--format chooses another"
+        ]
+
+    @property
+    def names(self) -> Collection[str]:
+        """What the annotations call their images."""
+        names: Collection[str] = self._opened.names
+        return names
 
     def foreground(
         self, key: str, height: int, width: int, categories: str = "all"
@@ -82,11 +95,12 @@ def open_annotations(path: Path, *, format: str = "auto", shape: str = "masks") 
     Args:
         path: a COCO instances file, the folder of a PASCAL VOC year or of its XML or class PNG
             files, a folder of ADE20K's annotation PNGs, or a folder of mask PNGs.
-        format: one of `FORMATS`; auto goes by what is there.
+        format: one of `FORMATS`; auto goes by what is there, and says so in `notes`.
         shape: `masks` or `boxes`: what of an object counts where annotations have both.
 
     Raises:
-        RequestError: nothing is there, or nothing that looks like annotations.
+        RequestError: nothing is there, nothing that looks like annotations, or with auto what may
+            be of two formats.
     """
     if format not in FORMATS:
         raise unknown_name("format of annotations", format, FORMATS)
@@ -94,46 +108,14 @@ def open_annotations(path: Path, *, format: str = "auto", shape: str = "masks") 
         raise unknown_name("shape", shape, SHAPES)
     if not path.exists():
         raise RequestError(f"{path} does not exist; pass the annotations' file or folder")
-    format, path = _recognize(path, shape) if format == "auto" else (format, path)
+    recognized = recognize(path, shape) if format == "auto" else None
+    format = format if recognized is None else recognized.format
     if (format == "coco") == path.is_dir():
         kind = "a file, the instances JSON" if format == "coco" else "a folder"
         raise RequestError(f"{path}: annotations of format {format} are {kind}")
     if shape == "boxes" and format in ("voc-masks", "ade20k", "masks"):
         raise RequestError(f"{path}: annotations of format {format} have no boxes")
     shape = "boxes" if format == "voc-boxes" else shape
-    return AnnotationSource(_folder_of(path, format), format, shape)
-
-
-def _recognize(path: Path, shape: str) -> tuple[str, Path]:
-    if path.is_file():
-        return "coco", path
-    has_boxes, has_masks = (
-        (path / name).is_dir() and _first(path / name, suffix) is not None
-        for name, suffix in (("Annotations", ".xml"), ("SegmentationClass", ".png"))
-    )
-    if has_boxes or has_masks:
-        return "voc-masks" if has_masks and (
-            shape == "masks" or not has_boxes
-        ) else "voc-boxes", path
-    if _first(path, ".xml") is not None:
-        return "voc-boxes", path
-    png = _first(_folder_of(path, "ade20k"), ".png")
-    if png is None:
-        raise RequestError(
-            f"{path} holds neither XML nor PNG files; pass a COCO instances JSON, a folder of "
-            "PASCAL VOC or ADE20K, or a folder of mask PNGs"
-        )
-    if png.name.startswith("ADE_"):
-        return "ade20k", path
-    return "voc-masks" if path.name == "SegmentationClass" else "masks", path
-
-
-def _folder_of(path: Path, format: str) -> Path:
-    """Returns the folder that holds the files, where `path` is the root of the data set."""
-    names = {"voc-boxes": "Annotations", "voc-masks": "SegmentationClass", "ade20k": "annotations"}
-    below = path / names.get(format, ".")
-    return below if below.is_dir() else path
-
-
-def _first(folder: Path, suffix: str) -> Path | None:
-    return next(folder.rglob(f"*{suffix}"), None)
+    # That a file is COCO's needs no word: nothing else is a file.
+    reason = recognized.reason if recognized is not None and format != "coco" else ""
+    return AnnotationSource(folder_of(path, format), format, shape, reason)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
+from pipeline.inputs.keys import image_keys
 from pipeline.inputs.shards import (
     FolderShard,
     Shard,
@@ -270,6 +271,7 @@ def _of_folder(root: str, files: Iterable[_Found], pattern: str, unit_size: int)
     if not images:
         raise RequestError(f"--shards {pattern!r}: folder {root} holds no .tar and no image")
     images.sort()
+    keys = image_keys([name for name, _ in images])
     title = posixpath.basename(root.rstrip("/")) or "images"
     for number, start in enumerate(range(0, len(images), unit_size)):
         group = images[start : start + unit_size]
@@ -278,6 +280,7 @@ def _of_folder(root: str, files: Iterable[_Found], pattern: str, unit_size: int)
             name=f"{title}-{number:05d}",
             root=root.rstrip("/"),
             files=tuple(name for name, _ in group),
+            keys=tuple(keys[start : start + unit_size]),
             size=sum(found.size for _, found in group),
             stamp=hashlib.sha256(stamps.encode("utf-8", "surrogateescape")).hexdigest()[:16],
         )

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
+from pipeline.inputs.keys import sample_key
 from pipeline.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
 from stages.protocols import BadSample
 
@@ -202,6 +203,8 @@ class FolderShard:
     root: str
     files: tuple[str, ...]
     """Paths below the root, sorted"""
+    keys: tuple[str, ...]
+    """One a file, unique in the whole folder: see `image_keys`"""
     size: int
     stamp: str = ""
 
@@ -217,10 +220,10 @@ class FolderShard:
 
 @dataclass(slots=True)
 class FolderReader:
-    """Yields the images of a `FolderShard`, in order; keys are paths without their extension.
+    """Yields the images of a `FolderShard`, in order, under its keys.
 
     A file that cannot be read is left out as `unreadable`, one that is no image for its size as
-    `too_large`, the second of one key as `duplicate_key`, a name that is no UTF-8 as `unsafe_name`.
+    `too_large`, a name that is no UTF-8 as `unsafe_name`.
 
     Raises (on iteration):
         DamagedShardError: other bytes than were listed. `salvage` says so in `damage`.
@@ -234,10 +237,9 @@ class FolderReader:
     seconds: float = 0.0
 
     def __iter__(self) -> Iterator[Member]:
-        digest, received, keys = hashlib.sha256(), 0, set[str]()
+        digest, received = hashlib.sha256(), 0
         all_read = True
-        for name in self.shard.files:
-            key = sample_key(name)
+        for name, key in zip(self.shard.files, self.shard.keys, strict=True):
             try:
                 data, size, content = self._read(name)
             except OSError as error:
@@ -250,10 +252,6 @@ class FolderReader:
             if not _is_utf8(name):
                 self._leave_out(key, "unsafe_name", f"{name!r} is not UTF-8")
                 continue
-            if key in keys:
-                self._leave_out(key, "duplicate_key", f"{name!r}: another file has this key")
-                continue
-            keys.add(key)
             if data is None:
                 self._leave_out(key, "too_large", f"{name!r} has {size} bytes")
             else:
@@ -300,13 +298,6 @@ def starts_as_tar(shard: TarShard) -> bool:
         return False
     except OSError:
         return True
-
-
-def sample_key(name: str) -> str:
-    """Returns a member's key as WebDataset has it: its path up to the file name's first dot."""
-    folder, _, file = name.removeprefix("./").rpartition("/")
-    stem = file.split(".", 1)[0]
-    return f"{folder}/{stem}" if folder else stem
 
 
 def _bad_name(entry: Entry) -> BadSample | None:

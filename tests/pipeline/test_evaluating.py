@@ -153,3 +153,32 @@ def test_unseen_says_what_is_arguable(folder):
     assert any("person" in note and "unseen-strict" in note for note in summary.notes)
     rows = read_rows(folder / "evaluation")
     assert np.isfinite([getattr(row, name) for row in rows for name in MEASURES]).all()
+
+
+def write_namesakes(folder, annotations):
+    """Selections of two images whose keys differ in their folders, and masks of one name."""
+    write_selections(folder / "selections", {"one": ["cats/0001"], "two": ["dogs/0001"]})
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[: SIZE // 2] = 255
+    for name in annotations:
+        (folder / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(folder / "masks" / name)
+
+
+def test_namesakes_do_not_share_the_one_annotation(tmp_path):
+    write_namesakes(tmp_path, ["0001.png"])
+    for _ in range(2):  # The second time one unit's counts are there.
+        with pytest.raises(RequestError, match="two images, 'cats/0001' and 'dogs/0001'"):
+            evaluate(tmp_path, annotations="masks")
+
+
+def test_what_was_chosen_and_what_found_no_partner_is_said(tmp_path):
+    write_namesakes(tmp_path, ["dogs/0001.png", "x/0002.png"])
+    _, summary = evaluate(tmp_path, annotations="masks")
+    assert summary.n_ok == 1
+    assert summary.notes == [
+        "left out 1 selected image(s) without annotation, e.g. 'cats/0001'; "
+        "1 annotation(s) are of no selected image, e.g. 'x/0002'",
+        f"took {tmp_path / 'masks'} for annotations of format masks: 2 PNG(s), of which all that "
+        "is not black counts; --format chooses another",
+    ]

@@ -44,6 +44,8 @@ class Selections:
 class Masks:
     """Random foreground for a and b, another one for each group; c is not annotated."""
 
+    names = ("A", "B", "x", "y")
+
     def __init__(self):
         self.asked = []
 
@@ -54,7 +56,7 @@ class Masks:
         rng = np.random.default_rng(ord(key) + 1000 * CATEGORIES.index(categories))
         ignored = np.zeros((32, 32), dtype=bool)
         ignored[:5, :20] = True
-        return Foreground(rng.random((32, 32)) < 0.3, ignored)
+        return Foreground(rng.random((32, 32)) < 0.3, ignored, key.upper())
 
 
 def measures(kept, found):
@@ -115,16 +117,24 @@ def test_random_has_the_precision_of_the_foregrounds_share(table):
 
 
 def test_images_that_are_not_annotated_are_mentioned(table):
-    assert table[1].notes == ["left out 1 selected image(s) without annotation"]
+    assert table[1].notes == [
+        "left out 1 selected image(s) without annotation, e.g. 'c'; "
+        "2 annotation(s) are of no selected image, e.g. 'x', 'y'"
+    ]
     assert table[1].n_ok == 2
 
 
 def test_annotations_of_other_images_are_refused():
     class Nothing:
+        names = ("y", "x")
+
         def foreground(self, key, height, width, categories="all"):
             return None
 
-    with pytest.raises(RequestError, match="have nothing in common"):
+    with pytest.raises(
+        RequestError,
+        match=r"have nothing in common \(a key is 'a'; annotated are 2 images, e.g. 'x', 'y'",
+    ):
         evaluate(annotations=Nothing())
 
 
@@ -242,6 +252,34 @@ def test_a_second_evaluation_asks_for_no_annotation_again():
     assert second.rows == first.rows
     evaluate(annotations=annotations, cached=shelf, categories=("unseen",))
     assert annotations.asked == [("a", "unseen"), ("b", "unseen")]
+
+
+class OneForTwo(Masks):
+    """What a and b are annotated with is one file."""
+
+    def foreground(self, key, height, width, categories="all"):
+        found = super().foreground(key, height, width, categories)
+        return None if found is None else Foreground(found.is_foreground, found.is_ignored, "1.png")
+
+
+def test_an_annotation_never_counts_for_two_images_not_even_when_counts_are_taken():
+    shelf = Shelf()
+    for selections in (Selections(), Selections(("a", "b"))) * 2:
+        with pytest.raises(RequestError, match=r"annotation of '1\.png' would .* 'a' and 'b'"):
+            evaluate(selections, OneForTwo(), shelf)
+    evaluate(Selections(("a",)), OneForTwo(), shelf)
+
+
+class Twice(Selections):
+    """The same keys in two units."""
+
+    def read(self, unit):
+        return super().read("a")
+
+
+def test_two_images_of_one_key_are_refused_with_their_units():
+    with pytest.raises(RequestError, match="both that are called 'a', in units one and two"):
+        evaluate(Twice(("one", "two")), Masks())
 
 
 @pytest.mark.parametrize(

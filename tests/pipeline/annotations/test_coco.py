@@ -82,18 +82,99 @@ def test_another_size_is_refused_with_both(write):
         CocoAnnotations(write([POLYGON])).foreground("sub/a.b", 20, 30)
 
 
-def test_what_is_no_coco_file_is_refused(tmp_path, write):
+def test_what_is_no_coco_file_is_refused(tmp_path):
     with pytest.raises(RequestError, match="no readable JSON"):
         CocoAnnotations(tmp_path / "missing.json")
     (tmp_path / "list.json").write_text("{}")
     with pytest.raises(RequestError, match="annotations, categories, images missing"):
         CocoAnnotations(tmp_path / "list.json")
-    twice = [
-        {"id": i, "file_name": f"a.{e}", "height": 4, "width": 4}
-        for i, e in ((1, "jpg"), (2, "png"))
-    ]
-    with pytest.raises(RequestError, match="two images are called 'a'"):
-        CocoAnnotations(write([], images=twice))
+    for part in ("images", "annotations", "categories"):
+        document = {"images": [], "annotations": [], "categories": []} | {part: {}}
+        (tmp_path / "parts.json").write_text(json.dumps(document))
+        with pytest.raises(RequestError, match=f"{part} must be a list"):
+            CocoAnnotations(tmp_path / "parts.json")
+
+
+def image(number, name="a.jpg", **changes):
+    return {"id": number, "file_name": name, "height": 40, "width": 60} | changes
+
+
+def of_image(number, **changes):
+    return POLYGON | {"image_id": number} | changes
+
+
+def test_two_images_of_one_name_or_one_id_are_refused_with_both(write):
+    for images, says in (
+        ([image(1), image(2)], "two images are called 'a.jpg'"),
+        ([image(1), image(2, "./a.jpg")], "'a.jpg' and './a.jpg' are one path"),
+        ([image(1), image(1, "b.jpg")], "'a.jpg' and 'b.jpg' have one id, 1"),
+        ([image(1), image("1", "b.jpg")], "'a.jpg' and 'b.jpg' have one id, '1'"),
+    ):
+        with pytest.raises(RequestError, match=rf"instances\.json: .*{says}"):
+            CocoAnnotations(write([of_image(1)], images=images))
+
+
+@pytest.mark.parametrize(("there", "asked"), [(7, "7"), ("7", 7), ("x", "x"), (7, 7.0)])
+def test_ids_are_the_same_as_numbers_and_as_text(write, there, asked):
+    objects = [of_image(asked, category_id="1")]
+    found = CocoAnnotations(write(objects, images=[image(there)])).foreground("a", 40, 60)
+    assert np.array_equal(found.is_foreground, square(5, 10, 25, 30))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_id": 8}, {"image_id": "x"}, {"category_id": 9}, {"iscrowd": "0"}]
+)
+def test_an_annotation_that_refers_to_nothing_is_named(write, changes):
+    with pytest.raises(RequestError, match=r"instances\.json: annotation 1 is damaged: "):
+        CocoAnnotations(write([POLYGON, POLYGON | changes]))
+
+
+@pytest.mark.parametrize("changes", [{"image_id": None}, {"category_id": [1]}, {"image_id": 1.5}])
+def test_an_id_that_is_none_is_named(write, changes):
+    with pytest.raises(RequestError, match=r"annotation 1 has the id .*; ids are whole numbers"):
+        CocoAnnotations(write([POLYGON, POLYGON | changes]))
+
+
+def test_categories_of_one_id_are_refused_unless_they_are_the_same(write):
+    one, same = {"id": 1, "name": "dog"}, {"id": 1, "name": " dog"}
+    path = write([POLYGON], categories=[one, same, {"id": 2, "name": "dog"}])
+    assert CocoAnnotations(path).foreground("sub/a.b", 40, 60, "learned").is_foreground.any()
+    with pytest.raises(RequestError, match=r"'dog' and 'a\\ncat' have one id, 1"):
+        CocoAnnotations(write([], categories=[one, {"id": 1, "name": "a\ncat"}]))
+
+
+def test_equal_ids_of_annotations_do_no_harm(write):
+    other = {"segmentation": [[40, 0, 50, 0, 50, 10, 40, 10]], "id": 0}
+    found = CocoAnnotations(write([POLYGON, other])).foreground("sub/a.b", 40, 60)
+    assert np.array_equal(found.is_foreground, square(5, 10, 25, 30) | square(0, 40, 10, 50))
+
+
+def test_images_that_differ_in_their_ending_have_a_key_each(write):
+    images = [image(1), image(2, "a.png")]
+    annotations = CocoAnnotations(write([of_image(2)], images=images))
+    assert not annotations.foreground("a_jpg", 40, 60).is_foreground.any()
+    assert annotations.foreground("a_png", 40, 60).is_foreground.any()
+    with pytest.raises(RequestError, match=r"sample 'a' may be 'a\.jpg' or 'a\.png'"):
+        annotations.foreground("a", 40, 60)
+
+
+@pytest.mark.parametrize(
+    "side", [0, -4, 4.5, "40", None, True, pytest.param(10**400, id="400 digits")]
+)
+def test_an_image_of_no_size_is_named(write, side):
+    with pytest.raises(RequestError, match=r"image 'a\.jpg' has height") as error:
+        CocoAnnotations(write([], images=[image(1, height=side)]))
+    assert len(str(error.value)) < 400
+
+
+def test_crowds_are_ignored_by_their_boxes_where_boxes_are_asked_for(write):
+    crowd = {"bbox": [0, 0, 20, 20], "iscrowd": 1}
+    found = CocoAnnotations(write([POLYGON, crowd]), shape="boxes").foreground("sub/a.b", 40, 60)
+    objects = square(5, 10, 25, 30)
+    assert np.array_equal(found.is_foreground, objects)
+    assert np.array_equal(found.is_ignored, square(0, 0, 20, 20) & ~objects)
+    with pytest.raises(RequestError, match="--foreground boxes needs none"):
+        CocoAnnotations(write([POLYGON, crowd])).foreground("sub/a.b", 40, 60)
 
 
 def test_groups_choose_objects_and_crowds_by_category(write):
@@ -140,6 +221,10 @@ def test_boxes_end_at_the_border(write):
         {"segmentation": {"size": [40, 60], "counts": "~~~~"}},
         {"segmentation": {"size": [40, 60], "counts": "é"}},
         {"segmentation": {"size": [40, 60]}},
+        {"segmentation": {"size": 2400, "counts": [2400]}},
+        {"segmentation": {"size": [40, 60], "counts": [10**400]}},
+        {"segmentation": [[10, 5, 30, 5, 10**400, 7]]},
+        {"segmentation": [10, 5, 30, 5, 30, 25]},
         {"category_id": 9, "segmentation": [[10, 5, 30, 5, 30, 25]]},
     ],
 )
@@ -149,14 +234,34 @@ def test_a_damaged_annotation_is_named(write, annotation):
         CocoAnnotations(path).foreground("sub/a.b", 40, 60)
 
 
-@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("inf"), 4]])
+@pytest.mark.parametrize(
+    "bbox",
+    [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("inf"), 4], [1, 2, 10**400, 4], [1, 2, True, 4]],
+)
 def test_a_damaged_box_is_named(write, bbox):
     path = write([POLYGON | {"bbox": bbox}])
     with pytest.raises(RequestError, match="annotation 0 is damaged: bbox"):
         CocoAnnotations(path, shape="boxes").foreground("sub/a.b", 40, 60)
 
 
-@pytest.mark.parametrize("text", ["[]", "[1", "\0", "[" * 100_000, '{"images": 1}'])
+@pytest.mark.parametrize(
+    ("bbox", "says"),
+    [
+        ([30, 25, -20, -20], "box is -20 x -20 px"),
+        ([60, 0, 5, 5], "outside"),
+        ([0, 40, 5, 5], "outside"),
+        ([-5, 0, 5, 5], "outside"),
+    ],
+)
+def test_a_box_of_no_pixel_is_named_unless_it_is_empty(write, bbox, says):
+    path = write([POLYGON | {"bbox": bbox}])
+    with pytest.raises(RequestError, match=f"annotation 0 is damaged: its .*{says}"):
+        CocoAnnotations(path, shape="boxes").foreground("sub/a.b", 40, 60)
+    empty = CocoAnnotations(write([POLYGON | {"bbox": [9, 9, 0, 7]}]), shape="boxes")
+    assert not empty.foreground("sub/a.b", 40, 60).is_foreground.any()
+
+
+@pytest.mark.parametrize("text", ["[]", "1" * 5000, "[1", "\0", "[" * 100_000, '{"images": 1}'])
 def test_a_damaged_file_is_named_in_one_line(tmp_path, text):
     (tmp_path / "broken.json").write_text(text)
     with pytest.raises(RequestError, match=r"broken\.json") as error:
