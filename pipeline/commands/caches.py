@@ -15,6 +15,7 @@ from pipeline.shares import parse_share
 from pipeline.store.cache import Cache, open_cache
 from pipeline.store.lock import place_lock
 from pipeline.store.units import quarantine
+from pipeline.terminal import say
 
 _some_shards = click.option(
     "--shards", multiple=True, help="the shards that were scored; may be given repeatedly"
@@ -36,7 +37,7 @@ def status(cache: str, each: bool, as_json: bool) -> int:
     from pipeline.looking.status import format_status, read_status, to_json
 
     found = read_status(open_cache(cache))
-    click.echo(to_json(found) if as_json else format_status(found, shards=each))
+    say(to_json(found) if as_json else format_status(found, shards=each))
     return 1 if found.count("failed") else 0
 
 
@@ -65,19 +66,17 @@ def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options:
     opened = open_cache(cache)
     faults = list(problems(opened, deep=deep))
     for fault in faults:
-        click.echo(fault.what)
+        say(fault.what)
     if repair:
         damaged = [fault.unit for fault in faults if fault.unit is not None]
         with place_lock(opened.place):
             for unit in damaged:
                 quarantine(opened.place, unit)
-        click.echo(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
+        say(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
     count = len(faults) + (_rescore(opened, share, **options) if share is not None else 0)
     rows = opened.rows.values()
     n_in, n_ok, n_bad = (sum(getattr(r, name) for r in rows) for name in ("n_in", "n_ok", "n_bad"))
-    click.echo(
-        f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults"
-    )
+    say(f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults")
     return 1 if count else 0
 
 
@@ -97,8 +96,8 @@ def _rescore(
     found = find_shards(shards, unit_size=unit_size)
     result = rescore(cache, found, mae, share, seed=seed, device=device)
     for line in (*sorted(result.notes), *result.faults):
-        click.echo(line)
-    click.echo(
+        say(line)
+    say(
         f"scored {result.samples} samples ({result.records} records) again: largest difference "
         f"{result.largest:.2e} of the largest score of its record"
     )
@@ -145,7 +144,7 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
     opened = open_cache(cache)
     if unit is None:
         for row in opened.rows.values():
-            click.echo(f"{row.unit}  {row.n_ok} ok, {row.n_bad} bad, {row.bytes} bytes")
+            say(f"{row.unit}  {row.n_ok} ok, {row.n_bad} bad, {row.bytes} bytes")
         return 0
     name = find_unit(opened, unit)
     if key is None and png is not None:
@@ -156,5 +155,5 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
         shards = find_shards(patterns, unit_size=unit_size) if patterns else []
         draw_sample(opened, name, key, png, shards=shards, **options)
         text += f"\ndrew {png}"
-    click.echo(text)
+    say(text)
     return 0

@@ -11,6 +11,7 @@ from pipeline import run_stage
 from pipeline.annotations import FORMATS
 from pipeline.commands.options import PATH, config_options, finish, out_option
 from pipeline.progress import open_progress
+from pipeline.terminal import say
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluate_ranking import RankingConfig
 
@@ -73,7 +74,7 @@ def patches(
         out=out,
         progress=open_progress(),
     )
-    click.echo((out / "evaluation.txt").read_text("utf-8"), nl=False)
+    say((out / "evaluation.txt").read_text("utf-8"), nl=False)
     return finish(summary)
 
 
@@ -94,5 +95,5 @@ def ranking(first: str, second: str, out: Path, **options: Any) -> int:
     from pipeline.ranking_evaluation import run_evaluate_ranking
 
     summary = run_evaluate_ranking(RankingConfig(**options), first, second, out, open_progress())
-    click.echo((out / "ranking.txt").read_text("utf-8"), nl=False)
+    say((out / "ranking.txt").read_text("utf-8"), nl=False)
     return finish(summary)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.commands.options import PATH
+from pipeline.terminal import say
 
 _FORMATS = click.Choice(["onnx", "torch"])
 
@@ -34,7 +35,7 @@ def export(ranker: str, form: str, out: Path | None) -> int:
         name = "ranker.onnx" if form == "onnx" else "ranker.pt2"
         out = Path(ranker) / name if Path(ranker).is_dir() else Path(name)
     report = export_ranker(ranker, out, format="onnx" if form == "onnx" else "torch")
-    click.echo(report.summary())
+    say(report.summary())
     return 0
 
 
@@ -54,7 +55,7 @@ def push_to_hub(folder: Path, repository: str, private: bool, revision: str | No
     from pipeline.exporting import push_to_hub as push
 
     address = push(folder, repository, private=private, revision=revision)
-    click.echo(f"pushed: {address}")
+    say(f"pushed: {address}")
     source = f"hf-hub:{repository}" + (f"@{revision}" if revision else "")
-    click.echo(f"load it: load_ranker({source!r})")
+    say(f"load it: load_ranker({source!r})")
     return 0

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from pipeline.terminal import printable, say
+
 _SIGNS = {"ok": "ok", "poor": "POOR", "broken": "BROKEN"}
 
 
@@ -31,9 +33,9 @@ def doctor(as_json: bool, shards: tuple[str, ...], **options: str) -> int:
     for found in Doctor(shards=shards, **options).findings():
         broken |= found.state == "broken"
         if as_json:
-            click.echo(json.dumps(asdict(found)))
+            say(json.dumps(asdict(found)))
             continue
-        click.echo(f"{_SIGNS[found.state]:7} {found.check:14} {found.text}")
+        say(f"{_SIGNS[found.state]:7} {found.check:14} {printable(found.text)}")
         if found.remedy:
-            click.echo(f"{'':23}-> {found.remedy}")
+            say(f"{'':23}-> {found.remedy}")
     return 1 if broken else 0

@@ -12,6 +12,7 @@ import click
 
 from pipeline.commands.options import config_options, cut, unit_size_option
 from pipeline.inputs import find_shards
+from pipeline.terminal import say
 from stages.score import ScoreConfig
 
 
@@ -59,5 +60,5 @@ def plan(
 
     config, found = cut(options, ScoreConfig), find_shards(shards, unit_size=unit_size)
     made = make_plan(config, found, out, store=store, seconds=seconds)
-    click.echo(format_plan(made, workers=max_workers))
+    say(format_plan(made, workers=max_workers))
     return 0

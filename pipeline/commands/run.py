@@ -26,6 +26,7 @@ from pipeline.commands.options import (
 from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
 from pipeline.signals import interrupt_on_signals
+from pipeline.terminal import say
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.pack import PackConfig
@@ -80,7 +81,7 @@ def pretrain_mae(
         workers=workers,
         ray_address=ray_address,
         after_start=interrupt_on_signals,
-        on_note=lambda text: click.echo(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {text}", err=True),
     )
     return finish(summary)
 
@@ -158,9 +159,9 @@ def train_ranker(
         workers=workers,
         ray_address=ray_address,
         after_start=interrupt_on_signals,
-        on_note=lambda text: click.echo(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {text}", err=True),
     )
-    click.echo(format_curve(curve))
+    say(format_curve(curve))
     return finish(summary)
 
 

@@ -24,6 +24,7 @@ from pipeline.stage_state import (
     state_of_path,
     state_of_shards,
 )
+from pipeline.terminal import say
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.evaluate_patches import EvaluateConfig
@@ -160,9 +161,9 @@ class _Run:
             self.is_forced or name == self.only or not step.done
         )
         state = "complete" if step.done and not wanted else "left out" if not wanted else "to do"
-        click.echo(f"{name}: {state}: {step.folder}", err=not self.dry_run)
+        say(f"{name}: {state}: {step.folder}", err=not self.dry_run)
         if self.dry_run:
-            click.echo(f"  {step.line}")
+            say(f"  {step.line}")
             step.done |= wanted  # what comes after it is told as if it had run
             return 0
         if not wanted:
@@ -179,7 +180,7 @@ class _Run:
             mark_done(self.config.out, step.folder, step.inputs, step.line, name)
             step.done = True
         else:
-            click.echo(f"{self.config.where}: stage {name} failed; what is done is kept", err=True)
+            say(f"{self.config.where}: stage {name} failed; what is done is kept", err=True)
         return int(status or 0)
 
 
