@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import PATH
+from pipeline.commands.options import PATH, PLACE
 from pipeline.terminal import say
 
 _FORMATS = click.Choice(["onnx", "torch"])
 
 
 @click.command()
-@click.argument("ranker")
+@click.argument("ranker", type=PLACE)
 @click.option("--format", "form", type=_FORMATS, default="onnx", show_default=True, help="of OUT")
 @click.option(
     "--out",

@@ -7,16 +7,19 @@ from dataclasses import asdict
 
 import click
 
+from pipeline.commands.options import PLACE
 from pipeline.terminal import printable, say
 
 _SIGNS = {"ok": "ok", "poor": "POOR", "broken": "BROKEN"}
 
 
 @click.command()
-@click.option("--out", default=".", show_default=True, help="where results will go: folder or URL")
-@click.option("--shards", multiple=True, help="input shards, to be found and opened")
-@click.option("--mae", default="", help="weights that `score` will take")
-@click.option("--ranker", default="", help="ranker that `select` will take")
+@click.option(
+    "--out", type=PLACE, default=".", show_default=True, help="where results will go: folder or URL"
+)
+@click.option("--shards", type=PLACE, multiple=True, help="input shards, to be found and opened")
+@click.option("--mae", type=PLACE, default="", help="weights that `score` will take")
+@click.option("--ranker", type=PLACE, default="", help="ranker that `select` will take")
 @click.option("--ray-address", default="", help="of the Ray cluster that will do the work")
 @click.option("--json", "as_json", is_flag=True, help="a line of JSON a check, for machines")
 def doctor(as_json: bool, shards: tuple[str, ...], **options: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import config_options, cut, unit_size_option
+from pipeline.commands.options import PLACE, config_options, cut, unit_size_option
 from pipeline.inputs import find_shards
 from pipeline.terminal import say
 from stages.score import ScoreConfig
@@ -18,10 +18,16 @@ from stages.score import ScoreConfig
 
 @click.command()
 @click.option(
-    "--shards", multiple=True, required=True, help="as for `score`; may be given repeatedly"
+    "--shards",
+    type=PLACE,
+    multiple=True,
+    required=True,
+    help="as for `score`; may be given repeatedly",
 )
 @unit_size_option
-@click.option("--out", default="cache", show_default=True, help="where the cache would lie")
+@click.option(
+    "--out", type=PLACE, default="cache", show_default=True, help="where the cache would lie"
+)
 @click.option(
     "--store",
     type=click.Choice(["zarr", "webdataset"]),

@@ -15,7 +15,7 @@ import click
 from ltrp_core.errors import RequestError
 from pipeline.commands import evaluations
 from pipeline.commands import run as stage_commands
-from pipeline.commands.options import ray_address_option
+from pipeline.commands.options import PLACE, ray_address_option
 from pipeline.run_config import RunConfig, Section, read_config
 from pipeline.stage_state import (
     fingerprint,
@@ -83,7 +83,7 @@ class _Step:
 
 
 @click.command("run")
-@click.argument("config")
+@click.argument("config", type=PLACE)
 @click.option("--from", "start", metavar="STAGE", help="run this stage and those after it anyway")
 @click.option("--only", metavar="STAGE", help="run this stage alone")
 @click.option(
@@ -209,7 +209,9 @@ def _plan(config: RunConfig, section: Section, before: Mapping[str, _Step]) -> _
         in_name = [numbers, inputs, listed]
     own = options.get("out")
     folder = (
-        config.out / f"{section.name}-{fingerprint(in_name)}" if own is None else Path(str(own))
+        config.out / f"{section.name}-{fingerprint(in_name)}"
+        if own is None
+        else Path(str(own)).expanduser()
     )
     depends_on = fingerprint([numbers, inputs, listed])
     return _Step(
