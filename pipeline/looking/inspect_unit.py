@@ -48,7 +48,8 @@ def describe_unit(cache: Cache, unit: str) -> str:
     receipt, arrays = cache.receipt(unit), cache.read(unit)
     source = receipt.input
     lines = [
-        f"{unit}  of {printable(source['name'])} ({source['size']} bytes, sha256 {source['sha256'][:16]}...)",
+        f"{unit}  of {printable(source['name'])} ({source['size']} bytes, "
+        f"sha256 {source['sha256'][:16]}...)",
         f"  samples  {receipt.n_in} = {receipt.n_ok} ok + {receipt.n_bad} bad"
         + "".join(f", {count} {reason}" for reason, count in receipt.reasons.items()),
         f"  files    {len(receipt.files)}, {receipt.num_bytes} bytes",
