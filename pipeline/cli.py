@@ -98,6 +98,8 @@ def _one_line(error: Exception) -> str | None:
         return str(error)
     if is_remote(error):
         return str(remote_error("a server", error))
+    if isinstance(error, UnicodeEncodeError) and not error.object.isprintable():
+        return f"{error.object}: a name that is not UTF-8 cannot be written down; rename it"
     if isinstance(error, OSError):
         named = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         return f"{named}; check the path, its permissions and the space left"
