@@ -60,7 +60,7 @@ def is_done(base: Path, folder: Path, inputs: str) -> bool:
 
 def mark_done(base: Path, folder: Path, inputs: str, command: str, name: str) -> None:
     """Writes the stamp, and makes `base`/NAME lead to the folder."""
-    (base / STAMPS).mkdir(exist_ok=True)
+    (base / STAMPS).mkdir(parents=True, exist_ok=True)
     stamp = {"inputs": inputs, "command": without_secrets(command)}
     replace_text(base / STAMPS / f"{folder.name}.json", json.dumps(stamp, indent=1) + "\n")
     link = base / name

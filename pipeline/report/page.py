@@ -81,6 +81,8 @@ def write_report(data: ReportData, folder: Path) -> Path:
             not fit the grid or one another.
     """
     folder = Path(os.path.realpath(folder))  # `resolve` raises RuntimeError on a loop
+    if folder.is_symlink():
+        raise RequestError(f"--out {folder} is a link that leads to itself; give another folder")
     _check_folder(folder)
     check_gallery(data.gallery, data.grid)
     folder.parent.mkdir(parents=True, exist_ok=True)
