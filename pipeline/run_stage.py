@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ltrp_core.errors import RequestError
 from ltrp_core.precision import check_precision
 from ltrp_core.rankers import WEIGHTS, locate_ranker
 from pipeline.annotations import open_annotations
@@ -24,6 +25,7 @@ from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.selection_table import write_selection_table
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import RunMismatchError
+from pipeline.store.places import is_inside
 from pipeline.store.receipts import file_sha256
 from pipeline.store.run_file import difference
 from pipeline.unit_runner import CacheRunner, UnitOptions
@@ -39,6 +41,10 @@ from stages.protocols import Progress, Summary
 def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
     """Packs the images below a folder into the shards of `out`."""
     out = out.absolute()
+    if "/" in config.prefix or not is_inside(config.prefix):
+        raise RequestError(
+            f"--prefix {config.prefix!r}: shards are files of --out; take a name without /"
+        )
     files, others = find_images(images)
     summary = pack_stage.run(
         config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress

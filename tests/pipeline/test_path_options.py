@@ -57,6 +57,14 @@ def test_a_stage_of_a_run_file_has_a_name_that_is_a_folder_s(tmp_path, name):
     assert f"stage {name!r}: a stage's output is a folder of that name" in message
 
 
+@pytest.mark.parametrize("prefix", ["../x", "/x", "a/b", "..", ""])
+def test_shards_are_packed_into_the_folder_that_was_given(prefix, photo_folder, tmp_path):
+    out = tmp_path / "deep" / "shards"
+    message = one_line_error("pack", photo_folder, "--out", out, "--prefix", prefix)
+    assert f"--prefix {prefix!r}: shards are files of --out" in message
+    assert list(tmp_path.rglob("*.tar")) == []
+
+
 @pytest.mark.parametrize("kind", ["loop", "long", "below a file", "zero byte"])
 def test_a_path_that_cannot_be_is_one_line(kind, tmp_path, shards, small_mae):
     (tmp_path / "loop").symlink_to("loop")
