@@ -42,12 +42,21 @@ def model_images(images: Tensor, grid: int, patch_size: int, dtype: torch.dtype)
             f"images must be (B, 3, {side}, {side}) for a {grid} x {grid} grid of {patch_size} px "
             f"patches; got {tuple(images.shape)}. Resize the views, or take a model of their grid."
         )
-    if not images.is_floating_point():
+    return model_pixels(images, dtype)
+
+
+def model_pixels(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns `pixels`, of any shape, in a model's own `dtype`.
+
+    Raises:
+        RequestError: whole numbers: pixels from 0 to 255 are not normalized.
+    """
+    if not pixels.is_floating_point():
         raise RequestError(
-            f"images must be of a floating type, normalized, such as {dtype}; got {images.dtype}. "
+            f"images must be of a floating type, normalized, such as {dtype}; got {pixels.dtype}. "
             "Divide by 255, subtract the mean and divide by the standard deviation."
         )
-    return images.to(dtype)
+    return pixels.to(dtype)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.mobile_former import MobileFormer, MobileFormerEmbedding
-from ltrp_core.patches import model_images, patchify
+from ltrp_core.patches import model_images, model_pixels, patchify
 from ltrp_core.positions import sincos_positions
 
 Head = Literal["cls", "token"]
@@ -96,6 +96,7 @@ class Ranker(nn.Module):
         expected = 3 * self.patch_size**2
         if patches.ndim != 3 or patches.shape[2] != expected:
             raise RequestError(f"patches must be (B, n, {expected}); got {tuple(patches.shape)}")
+        patches = model_pixels(patches, self.dtype)
         self._check_visible(visible, len(patches))
         if visible.shape != patches.shape[:2]:
             raise RequestError(

@@ -8,6 +8,7 @@ from conftest import SMALL_MAE
 from ltrp_core.clustering import dpc_knn
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder
+from ltrp_core.patches import patchify
 from ltrp_core.rankers import create_ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.selection import select_patches, top_patches
@@ -61,6 +62,10 @@ def test_images_of_another_floating_type_are_computed_as_the_model_is(mae, ranke
     for_ranker, for_mae = pictures(2, 32, dtype), pictures(2, 48, dtype)
     visible = torch.tensor([[0, 7, 20], [3, 8, 35]])
     torch.testing.assert_close(ranker(for_ranker), ranker(for_ranker.float()), rtol=0, atol=0)
+    patches, some = patchify(for_ranker, 8), torch.arange(16).expand(2, -1)
+    assert torch.equal(
+        ranker.score_patches(patches, some), ranker.score_patches(patches.float(), some)
+    )
     selector = LTRPSelector(ranker)
     assert torch.equal(selector(for_ranker, 0.5), selector(for_ranker.float(), 0.5))
     model = SelectedPatches(vit(), selector, 0.5)
@@ -80,6 +85,7 @@ def test_pixels_from_0_to_255_are_refused_with_what_is_wanted(mae, ranker):
         lambda: selector(pictures(1, 32).to(torch.uint8), 0.5),
         lambda: SelectedPatches(vit(), selector, 0.5)(pictures(1, 32).to(torch.uint8)),
         lambda: leave_one_out_scores(mae, pictures(1, 48).to(torch.uint8), visible),
+        lambda: ranker.score_patches(torch.zeros(1, 3, 192, dtype=torch.uint8), visible % 16),
         lambda: mae(pictures(1, 48).to(torch.uint8), visible),
     ):
         with pytest.raises(
