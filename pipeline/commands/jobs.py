@@ -16,7 +16,7 @@ from ltrp_core.errors import RequestError
 from pipeline.commands.options import PATH
 from pipeline.job_code import make_job_folder
 from pipeline.run_config import read_config
-from pipeline.terminal import relay, say
+from pipeline.terminal import printable, relay, say
 from pipeline.url_secrets import check_url
 from pipeline.workers.ray_job import JobClient
 
@@ -178,4 +178,4 @@ def _environment(variables: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _note(text: str) -> None:
-    say(f"note: {text}", err=True)
+    say(f"note: {printable(text)}", err=True)

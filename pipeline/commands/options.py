@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from pipeline.progress import print_summary
 from pipeline.signals import interrupt_on_signals
-from pipeline.terminal import say
+from pipeline.terminal import printable, say
 from pipeline.unit_runner import UnitOptions
 from pipeline.workers import WorkerPool, open_pool
 from stages.protocols import Summary
@@ -168,7 +168,7 @@ def open_pool_of(options: dict[str, Any]) -> AbstractContextManager[WorkerPool]:
         ray_address=options.pop("ray_address"),
         item_timeout_s=options.pop("shard_timeout"),
         after_start=interrupt_on_signals,
-        on_note=lambda text: say(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.commands.options import (
 from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
 from pipeline.signals import interrupt_on_signals
-from pipeline.terminal import say
+from pipeline.terminal import printable, say
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.pack import PackConfig
@@ -82,7 +82,7 @@ def pretrain_mae(
         workers=workers,
         ray_address=ray_address,
         after_start=interrupt_on_signals,
-        on_note=lambda text: say(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
     )
     return finish(summary)
 
@@ -162,7 +162,7 @@ def train_ranker(
         workers=workers,
         ray_address=ray_address,
         after_start=interrupt_on_signals,
-        on_note=lambda text: say(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
     )
     say(format_curve(curve))
     return finish(summary)
