@@ -11,10 +11,11 @@ import re
 import sys
 import traceback
 import warnings
-from typing import TextIO
+from typing import Any, TextIO
 
 from pipeline.url_secrets import without_secrets
 
+_plain_warning = warnings.formatwarning
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -51,21 +52,13 @@ def say_traceback() -> None:
 
 def guard_messages() -> None:
     """Makes warnings, and what libraries log without a handler, go the same way."""
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.formatwarning = _format_warning
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Formatter())
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    text = warnings.formatwarning(message, category, filename, lineno, line)
-    _write(file or sys.stderr, shown(text))
+def _format_warning(*args: Any, **kwargs: Any) -> str:
+    return shown(_plain_warning(*args, **kwargs))
 
 
 class _Formatter(logging.Formatter):
