@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.patches import patchify, unpatchify
+from ltrp_core.patches import model_images, patchify, unpatchify
 from ltrp_core.positions import sincos_positions
 
 
@@ -120,6 +120,7 @@ class MaskedAutoencoder(nn.Module):
         Raises:
             RequestError: `images` or `visible` are not of this model's grid.
         """
+        images = model_images(images, self.grid, self.patch_size, self.cls_token.dtype)
         self._check(images, visible)
         patches = self.patchify(images)
         chosen = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
@@ -161,12 +162,6 @@ class MaskedAutoencoder(nn.Module):
         return squared[is_masked].mean()
 
     def _check(self, images: Tensor, visible: Tensor) -> None:
-        side = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise RequestError(
-                f"images must be (B, 3, {side}, {side}) for a {self.grid} x {self.grid} grid of "
-                f"{self.patch_size} px patches; got {tuple(images.shape)}. Resize the views."
-            )
         if visible.ndim != 2 or len(visible) != len(images) or visible.dtype != torch.int64:
             raise RequestError(
                 f"visible must be int64 (B, n) with B = {len(images)}; got {visible.dtype} "

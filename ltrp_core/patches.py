@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ltrp_core.errors import RequestError
@@ -27,6 +28,35 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     rows, columns = height // patch_size, width // patch_size
     blocks = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def model_images(images: Tensor, grid: int, patch_size: int, dtype: torch.dtype) -> Tensor:
+    """Returns `images` (B, 3, g*p, g*p), B >= 0, in a model's own `dtype`.
+
+    Raises:
+        RequestError: another shape, or whole numbers: pixels from 0 to 255 are not normalized.
+    """
+    side = grid * patch_size
+    if images.ndim != 4 or images.shape[1:] != (3, side, side):
+        raise RequestError(
+            f"images must be (B, 3, {side}, {side}) for a {grid} x {grid} grid of {patch_size} px "
+            f"patches; got {tuple(images.shape)}. Resize the views, or take a model of their grid."
+        )
+    return model_pixels(images, dtype)
+
+
+def model_pixels(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns `pixels`, of any shape, in a model's own `dtype`.
+
+    Raises:
+        RequestError: whole numbers: pixels from 0 to 255 are not normalized.
+    """
+    if not pixels.is_floating_point():
+        raise RequestError(
+            f"images must be of a floating type, normalized, such as {dtype}; got {pixels.dtype}. "
+            "Divide by 255, subtract the mean and divide by the standard deviation."
+        )
+    return pixels.to(dtype)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: int) -> Tensor:

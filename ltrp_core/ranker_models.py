@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.mobile_former import MobileFormer, MobileFormerEmbedding
-from ltrp_core.patches import patchify
+from ltrp_core.patches import model_images, model_pixels, patchify
 from ltrp_core.positions import sincos_positions
 
 Head = Literal["cls", "token"]
@@ -58,23 +58,22 @@ class Ranker(nn.Module):
         self.grid: int = config["grid"]
         self.patch_size: int = config["patch_size"]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Returns the ranker scores (B, n) of the `visible` patches, or (B, L) of all of them.
 
         Args:
-            images: float (B, 3, g*p, g*p), normalized.
+            images: of a floating type, (B, 3, g*p, g*p), normalized; computed in the weights' type.
             visible: int64 (B, n), patch indices in any order, distinct; None for all L patches.
 
         Raises:
             RequestError: a shape or type is not as above.
         """
-        side = self.grid * self.patch_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise RequestError(
-                f"images must be (B, 3, {side}, {side}) for a {self.grid} x {self.grid} grid of "
-                f"{self.patch_size} px patches; got {tuple(images.shape)}. Resize the views or "
-                "create the ranker for another grid."
-            )
+        images = model_images(images, self.grid, self.patch_size, self.dtype)
         if visible is not None:
             self._check_visible(visible, len(images))
         return self._score(images, visible)
@@ -97,6 +96,7 @@ class Ranker(nn.Module):
         expected = 3 * self.patch_size**2
         if patches.ndim != 3 or patches.shape[2] != expected:
             raise RequestError(f"patches must be (B, n, {expected}); got {tuple(patches.shape)}")
+        patches = model_pixels(patches, self.dtype)
         self._check_visible(visible, len(patches))
         if visible.shape != patches.shape[:2]:
             raise RequestError(

@@ -27,6 +27,7 @@ from ltrp_core import distances
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.linear import Activation, inference_linear
 from ltrp_core.mae import MaskedAutoencoder
+from ltrp_core.patches import model_images
 from ltrp_core.precision import Precision, computing_in
 
 Phase = Literal["decoder", "encoder"]
@@ -71,7 +72,7 @@ def leave_one_out_scores(
 
     Args:
         mae: frozen, in eval mode, on the device of `images`.
-        images: float (B, 3, g*p, g*p), normalised.
+        images: of a floating type, (B, 3, g*p, g*p), normalised; B may be 0.
         visible: int64 (B, n) or (B, P, n), distinct within a partition.
         precision: of the matrix products (`ltrp_core.precision`); what it does to the order of
             patches is in docs/speed.md.
@@ -88,7 +89,10 @@ def leave_one_out_scores(
     ):
         if name not in known:
             raise unknown_name(kind, name, known)
+    images = model_images(images, mae.grid, mae.patch_size, mae.cls_token.dtype)
     _check_visible(visible, images, mae.config.num_patches)
+    if visible.numel() == 0:
+        return visible.new_zeros(visible.shape, dtype=torch.float32)
     if chunk is None:
         chunk = default_chunk(images.device)
     partitions = visible.shape[1] if visible.ndim == 3 else 1

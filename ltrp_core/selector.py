@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.linear import use_fast_linears
-from ltrp_core.patches import patchify
+from ltrp_core.patches import model_images, patchify
 from ltrp_core.ranker_models import Ranker
 from ltrp_core.selection import num_kept, select_patches
 
@@ -59,7 +59,7 @@ class LTRPSelector(nn.Module):
         """Returns the kept patches, int64 (B, k): best first, then the homogeneous ones.
 
         Args:
-            images: float (B, 3, g*p, g*p), normalized.
+            images: of a floating type, (B, 3, g*p, g*p), normalized; B may be 0.
             keep: k if an integer; a share of the L patches if a float (1 is one patch, 1.0 all).
 
         Raises:
@@ -70,7 +70,9 @@ class LTRPSelector(nn.Module):
         >>> selector(torch.zeros(1, 3, 8, 8), 0.5).shape
         torch.Size([1, 2])
         """
-        length = self.ranker.grid**2
+        ranker = self.ranker
+        length = ranker.grid**2
+        images = model_images(images, ranker.grid, ranker.patch_size, ranker.dtype)
         count = num_kept(keep, length) if isinstance(keep, float) else keep
         scores = rank_images(self.ranker, images)
         patches = patchify(images, self.ranker.patch_size)
@@ -86,16 +88,15 @@ def rank_images(ranker: Ranker, images: Tensor) -> Tensor:
 
     Args:
         ranker: in evaluation mode, on the device of `images`.
-        images: float (B, 3, g*p, g*p), normalized.
+        images: of a floating type, (B, 3, g*p, g*p), normalized; B may be 0.
 
     Raises:
         RequestError: another shape.
     """
     at_once = _AT_ONCE.get(images.device.type, _AT_ONCE_ELSEWHERE)
-    if images.ndim != 4 or len(images) == 0:
-        raise RequestError(f"images must be (B, 3, H, W), B >= 1; got {tuple(images.shape)}")
-    scores = []
-    for group in images.split(at_once):
+    images = model_images(images, ranker.grid, ranker.patch_size, ranker.dtype)
+    scores = [torch.empty((0, ranker.grid**2), device=images.device)]
+    for group in images.split(at_once) if len(images) else ():
         missing = at_once - len(group)
         filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
         scores.append(ranker(filled)[: len(group)].float())
@@ -139,7 +140,10 @@ class SelectedPatches(nn.Module):
     def _embed(self, images: Tensor, kept: Tensor) -> Tensor:
         """Returns prefix tokens and the embedded patches `kept` (B, k), with their positions."""
         vit: Any = self.vit
-        rows = patchify(images, self.selector.ranker.patch_size)
+        ranker, dtype = self.selector.ranker, vit.patch_embed.proj.weight.dtype
+        rows = patchify(
+            model_images(images, ranker.grid, ranker.patch_size, dtype), ranker.patch_size
+        )
         rows = rows.gather(1, kept.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
         projection = vit.patch_embed.proj
         # The convolution's kernel is (D, 3, p, p); ours are patches with the channel fastest.

@@ -7,13 +7,17 @@ when they are called, so that `--help` does not wait for torch.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
 
 from ltrp_core.errors import RequestError
 from pipeline import __version__
+from pipeline.address_space import lack_of_address_space
+from pipeline.remote import RemoteError, is_remote, remote_error
 from pipeline.signals import interrupt_on_signals
+from pipeline.terminal import guard_messages, printable, say, say_traceback
 
 COMMANDS = {
     "demo": ("pipeline.commands.run:demo", "Score, select, evaluate and draw a few photographs."),
@@ -69,23 +73,49 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the console script."""
     interrupt_on_signals()
+    guard_messages()
     try:
         status = cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         status = _fail("interrupted; run the same command again to go on from here", 130)
     except click.ClickException as error:
-        error.show()
+        _say_usage(error)
         status = 2
-    except RequestError as error:
-        status = _fail(str(error), 2)
-    except OSError as error:
-        named = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        status = _fail(f"{named}; check the path, its permissions and the space left", 2)
+    except Exception as error:
+        message = _one_line(error)
+        if message is None:
+            say_traceback()
+        status = 1 if message is None else _fail(message, 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _one_line(error: Exception) -> str | None:
+    """Returns what to tell the user; None if the error is this program's."""
+    limited = lack_of_address_space(error)
+    if limited is not None:
+        return limited
+    if isinstance(error, RequestError | RemoteError):
+        return str(error)
+    if is_remote(error):
+        return str(remote_error("a server", error))
+    if isinstance(error, UnicodeEncodeError) and not error.object.isprintable():
+        return f"{error.object}: a name that is not UTF-8 cannot be written down; rename it"
+    if isinstance(error, OSError):
+        named = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        return f"{named}; check the path, its permissions and the space left"
+    return None
+
+
+def _say_usage(error: click.ClickException) -> None:
+    said = io.StringIO()
+    error.show(said)
+    # The command's own lines stand before; what the user typed may break the last one.
+    usage, mark, message = said.getvalue().rstrip("\n").rpartition("Error: ")
+    say(f"{usage}{mark}{printable(message)}", err=True)
+
+
 def _fail(message: str, status: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    say(f"error: {printable(' '.join(message.split()))}", err=True)
     return status
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from pipeline.terminal import printable, say
 from stages.protocols import Bar, Summary
 
 _LINE_EVERY_S = 30.0
@@ -53,7 +55,9 @@ class _TerminalBar:
         self.bars, self.task_id = bars, task
 
     def advance(self, amount: int = 1, **facts: float | str) -> None:
-        text = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
+        text = escape(
+            printable("  ".join(f"{name} {_short(value)}" for name, value in facts.items()))
+        )
         fields = {"facts": text} if facts else {}
         self.bars.update(self.task_id, advance=amount, **fields)  # type: ignore[arg-type]
 
@@ -96,7 +100,7 @@ class _JsonBar:
             "seconds": round(self.reported - self.started, 1),
             **self.facts,
         }
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        say(json.dumps(line), err=True)
 
 
 def open_progress() -> TerminalProgress | JsonLineProgress:
@@ -114,15 +118,18 @@ def print_summary(summary: Summary) -> None:
         f"{summary.stage}: {counts}; {summary.n_ok} images ok, {summary.n_bad} bad; "
         f"{summary.seconds:.1f} s{rate}"
     ]
-    lines += [f"  failed {name}: {why}" for name, why in sorted(summary.failed.items())]
+    lines += [
+        f"  failed {printable(name)}: {printable(why)}"
+        for name, why in sorted(summary.failed.items())
+    ]
     if summary.stopped:
         lines.append(f"  stopped: {summary.stopped}; then run the same command again")
-    lines += [f"  note:   {note}" for note in summary.notes]
+    lines += [f"  note:   {printable(note)}" for note in summary.notes]
     if summary.output:
         lines.append(f"  output: {summary.output}")
     if summary.next_step and not summary.failed and not summary.stopped:
         lines.append(f"  next:   {summary.next_step}")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    say("\n".join(lines), err=True)
 
 
 def _short(value: float | str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ltrp_core.rankers import save_ranker
 from pipeline.inputs import Shard
+from pipeline.kinds import open_cache_of
 from pipeline.model_card import write_model_card
 from pipeline.plots import MEASURES, plot_curves
 from pipeline.ranked_training import loader_processes, train_on_ray
@@ -64,7 +65,7 @@ def run_train_ranker(
     """
     options = options or RunOptions()
     out = out.absolute()
-    cache = open_cache(inputs.cache)
+    cache = open_cache_of("--cache", inputs.cache, "score")
     check_cache(cache, inputs.shards)
     train_ranker.check_config(config, cache.run)
     DiskTrainingFolder(out, STAGE).open(_run_identity(config, cache, inputs.maps))
@@ -92,7 +93,7 @@ def run_train_ranker(
 
 def _run_identity(config: TrainRankerConfig, cache: Cache, maps: str | None) -> dict[str, Any]:
     """Returns what the run's id is the hash of: options, records, and what epochs are judged by."""
-    caches = {"cache": cache, **({"maps": open_cache(maps)} if maps else {})}
+    caches = {"cache": cache, **({"maps": open_cache_of("--maps", maps, "score")} if maps else {})}
     return identity(config) | {
         name: {**found.run, "records": _records_sha256(found)} for name, found in caches.items()
     }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltrp_core.errors import RequestError
-from pipeline.store.cache import open_cache
+from pipeline.kinds import CACHES, open_cache_of
 from pipeline.store.receipts import replace_text
 from pipeline.tables import aligned, markdown, write_csv, write_parquet
 from stages import evaluate_ranking
@@ -52,7 +52,10 @@ def run_evaluate_ranking(
     `ranking_images.parquet` (the measures of every image), and `plateau.png` and `.svg`.
     """
     found, summary = evaluate_ranking.run(
-        config, first=open_cache(first), second=open_cache(second), progress=progress
+        config,
+        first=open_cache_of("FIRST", first, *CACHES),
+        second=open_cache_of("SECOND", second, *CACHES),
+        progress=progress,
     )
     out.mkdir(parents=True, exist_ok=True)
     tables = _tables(found.agreement, found.plateau)

@@ -31,6 +31,7 @@ COMMANDS = (
 
 _ON_SHARDS = ("pretrain-mae", "score", "train-ranker", "select", "report")
 _TOP = ("out", "shards", "stages")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\$([A-Za-z][A-Za-z0-9_-]*)")
 
 _FED_BY: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -133,7 +134,7 @@ def read_config(source: str, changes: Sequence[str] = ()) -> RunConfig:
     filled = [_filled(section, names, shards) for section in sections]
     filled.sort(key=lambda section: COMMANDS.index(section.command))
     _check_sources(where, filled)
-    return RunConfig(where, Path(str(document.get("out", "run"))), filled)
+    return RunConfig(where, Path(str(document.get("out", "run"))).expanduser(), filled)
 
 
 def _read(source: str) -> tuple[str, str]:
@@ -182,6 +183,11 @@ def _change(document: dict[str, Any], change: str) -> None:
 
 
 def _section(where: str, name: str, options: Any) -> Section:
+    if not _NAME.fullmatch(name):
+        raise RequestError(
+            f"{where}: stage {name!r}: a stage's output is a folder of that name; "
+            "take letters, digits, _ and -, a letter first"
+        )
     given = _mapping(where, options, f"stage {name}")
     command = str(given.pop("command", "score" if name == "teacher" else name))
     if command not in COMMANDS:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.store.places import LocalPlace, ObjectPlace
-from pipeline.url_secrets import without_signatures
+from pipeline.url_secrets import without_secrets
 
 LOG = "log"
 _SEND_EVERY_S = 20.0
@@ -44,7 +44,7 @@ class RunLog:
     def write(self, event: str, **facts: Any) -> None:
         """Adds one event, of now unless `facts` say when."""
         line = {"event": event, "time": round(time.time(), 3), "run_id": self.run_id, **facts}
-        self._lines.append(without_signatures(json.dumps(line)))
+        self._lines.append(without_secrets(json.dumps(line)))
         due = time.monotonic() - self._sent > _SEND_EVERY_S or len(self._lines) >= _LINES_A_PART
         if due or isinstance(self.place, LocalPlace):
             self.flush()

@@ -17,10 +17,11 @@ from pipeline.annotations import open_annotations
 from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import read_samples
+from pipeline.kinds import CACHES, check_kind, open_cache_of
 from pipeline.ranking_evaluation import read_tables
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.run_log import images_per_second
-from pipeline.store.cache import Cache, open_cache
+from pipeline.store.cache import Cache
 from pipeline.store.receipts import file_sha256
 from pipeline.store.units import unit_name
 from pipeline.training_folder import read_curve
@@ -63,7 +64,8 @@ def run_report(
     Raises:
         RequestError: an input is missing, is no such thing or does not fit the others.
     """
-    selected = open_cache(selections)
+    selected = open_cache_of("--selections", selections, "select")
+    check_kind("--mae", mae, "pretrain-mae", known_only=True)
     model = load_mae(mae).eval()
     grid = int(selected.run["image_size"]) // int(selected.run["patch_size"])
     if grid != model.grid:
@@ -71,10 +73,20 @@ def run_report(
             f"the selections are of a {grid} x {grid} grid, the masked autoencoder {mae} of "
             f"{model.grid} x {model.grid}; pass the one the ranker learned from"
         )
-    cover = open_cache(teacher) if teacher is not None else None
+    cover = open_cache_of("--teacher", teacher, "score") if teacher is not None else None
     crop = str(selected.run.get("crop", "eval"))
     teacher_maps = evaluate_patches.cover_maps(cover, grid, crop) if cover is not None else {}
-    caches = [*(open_cache(path) for path in cache), *([cover] if cover else []), selected]
+    caches = [
+        *(open_cache_of("--cache", path, *CACHES) for path in cache),
+        *([cover] if cover else []),
+        selected,
+    ]
+    for folder in training:
+        check_kind("--training", folder, "pretrain-mae", "train-ranker", known_only=True)
+    for folder in ranking:
+        check_kind("--ranking", folder, "evaluate ranking", known_only=True)
+    if evaluation is not None:
+        check_kind("--evaluation", evaluation, "evaluate patches")
     curves = [_curve(folder) for folder in training]
     source = open_annotations(annotations) if annotations is not None else None
     summary = Summary(stage="report", done=1, notes=source.notes if source is not None else [])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ltrp_core.errors import RequestError
 from ltrp_core.precision import check_precision
 from ltrp_core.rankers import WEIGHTS, locate_ranker
 from pipeline.annotations import open_annotations
@@ -19,10 +20,12 @@ from pipeline.count_cache import FOLDER, FileCountCache
 from pipeline.evaluation_plots import write_figures
 from pipeline.evaluation_table import write_tables
 from pipeline.inputs import Shard
+from pipeline.kinds import check_kind, open_cache_of
 from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.selection_table import write_selection_table
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import RunMismatchError
+from pipeline.store.places import is_inside
 from pipeline.store.receipts import file_sha256
 from pipeline.store.run_file import difference
 from pipeline.unit_runner import CacheRunner, UnitOptions
@@ -38,6 +41,10 @@ from stages.protocols import Progress, Summary
 def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
     """Packs the images below a folder into the shards of `out`."""
     out = out.absolute()
+    if "/" in config.prefix or not is_inside(config.prefix):
+        raise RequestError(
+            f"--prefix {config.prefix!r}: shards are files of --out; take a name without /"
+        )
     files, others = find_images(images)
     summary = pack_stage.run(
         config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress
@@ -60,6 +67,7 @@ def run_score(
     options: UnitOptions | None = None,
 ) -> Summary:
     """Scores the shards into the cache `out`."""
+    check_kind("--mae", config.mae, "pretrain-mae", known_only=True)
     _check_device(config, pool)
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
@@ -87,7 +95,7 @@ def run_append_views(
     Raises:
         RunMismatchError: an option differs from the cache's.
     """
-    base = open_cache(out)
+    base = open_cache_of("--append-views: --out", out, "score")
     config, options = _appending(base, asked, number)
     _check_device(config, pool)
     runner = CacheRunner(
@@ -141,9 +149,10 @@ def run_select(
     made_by: dict[str, Any] = {}
     open_teacher = None
     if config.ranker:
+        check_kind("--ranker", config.ranker, "train-ranker", known_only=True)
         made_by = {"ranker_sha256": file_sha256(locate_ranker(config.ranker) / WEIGHTS)}
     elif config.teacher:
-        teacher = open_cache(config.teacher)
+        teacher = open_cache_of("--teacher", config.teacher, "score")
         made_by = {"teacher_run": teacher.run_id, "teacher_views": int(teacher.run.get("views", 0))}
         open_teacher = functools.partial(open_cache, teacher.url)
     runner = CacheRunner(
@@ -167,14 +176,14 @@ def run_evaluate_patches(
     format: str = "auto",
 ) -> tuple[list[EvaluationRow], Summary]:
     """Evaluates selections against annotations; writes tables and figures into `out`."""
-    selected = open_cache(selections)
+    selected = open_cache_of("--selections", selections, "select")
     source = open_annotations(annotations, format=format, shape=foreground)
     cached = FileCountCache(out / FOLDER, selected, source)
     evaluation, summary = evaluate_patches.run(
         config,
         selections=selected,
         annotations=source,
-        teacher=open_cache(teacher) if teacher is not None else None,
+        teacher=open_cache_of("--teacher", teacher, "score") if teacher is not None else None,
         progress=progress,
         cached=cached,
     )

@@ -74,7 +74,7 @@ def _units_of_table(cache: Cache) -> bytes | None:
     if TABLE not in cache.place.names(""):
         return None
     try:
-        with cache.place.local_copy(TABLE) as path:
+        with cache.place.local_copy(TABLE, [""]) as path:
             found: bytes | None = (pq.read_schema(path).metadata or {}).get(_OF_UNITS)
             return found
     except pa.ArrowInvalid:

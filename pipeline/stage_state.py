@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.inputs import find_shards
 from pipeline.store.receipts import file_sha256, replace_text
+from pipeline.url_secrets import without_secrets
 
 STAMPS = ".done"
 
@@ -59,8 +60,8 @@ def is_done(base: Path, folder: Path, inputs: str) -> bool:
 
 def mark_done(base: Path, folder: Path, inputs: str, command: str, name: str) -> None:
     """Writes the stamp, and makes `base`/NAME lead to the folder."""
-    (base / STAMPS).mkdir(exist_ok=True)
-    stamp = {"inputs": inputs, "command": command}
+    (base / STAMPS).mkdir(parents=True, exist_ok=True)
+    stamp = {"inputs": inputs, "command": without_secrets(command)}
     replace_text(base / STAMPS / f"{folder.name}.json", json.dumps(stamp, indent=1) + "\n")
     link = base / name
     if link.is_symlink() or not link.exists():

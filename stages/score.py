@@ -40,7 +40,10 @@ class ScoreConfig:
     views: int = option(1, low=1, help="views (crops) an image")
     first_view: int = option(0, low=0, help="number of the first view; a view's crop goes by it")
     partitions: int = option(
-        0, low=0, help="partitions a view; 0 = as many as cover every patch once"
+        0,
+        low=0,
+        help="partitions a view; 0 = L / n rounded up (11 at 196 patches): of --sampler cover they "
+        "show every patch, of iid, the default, most",
     )
     sampler: Sampler = option("iid", help="iid (the paper's) or cover (every patch equally often)")
     crop: Crop = option(
@@ -99,7 +102,10 @@ def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, Arra
 
 
 def num_partitions(config: ScoreConfig, length: int) -> int:
-    """Returns P: the option, or the partitions that cover every patch once if it is 0."""
+    """Returns P: the option; if it is 0, as many as `cover` takes to show every patch.
+
+    `iid` draws as many, and leaves some patches out.
+    """
     return config.partitions or cover_count(length, config.mask_ratio)
 
 

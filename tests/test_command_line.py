@@ -200,7 +200,7 @@ def test_wrong_input_gets_one_line_that_names_the_thing_and_the_remedy(
     assert "pass a number or auto" in scored("--workers", "x")
     assert "unknown masked autoencoder 'mae_tny'; did you mean mae_tiny" in one_line_error(
         "pretrain-mae", "--shards", shards, "--model", "mae_tny", "--out", out)  # fmt: skip
-    assert "is no cache" in one_line_error(
+    assert "it takes the --out folder of `ltrp-pipeline score`" in one_line_error(
         "train-ranker", "--cache", tmp_path, "--shards", shards, "--out", out)  # fmt: skip
     assert "train-ranker" in one_line_error(
         "select", "--shards", shards, "--ranker", tmp_path, "--out", out)  # fmt: skip

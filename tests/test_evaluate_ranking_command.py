@@ -87,7 +87,7 @@ def test_the_report_shows_the_tables(caches, shards, small_mae, tmp_path):
         "report", "--selections", selected, "--shards", shards, "--mae", small_mae,
         "--ranking", teacher, "--out", tmp_path / "none",
     )  # fmt: skip
-    assert "is no --out folder of `evaluate ranking`" in message
+    assert "--out folder of `ltrp-pipeline evaluate ranking`" in message
 
 
 def test_wrong_input_is_one_line(caches, shards, small_mae, photo_folder, tmp_path):

@@ -8,21 +8,26 @@ from typing import Any
 import click
 
 from ltrp_core.errors import RequestError
-from pipeline.commands.options import PATH, finish, unit_size_option
+from pipeline.commands.options import PATH, PLACE, finish, given, unit_size_option
 from pipeline.inputs import find_shards
+from pipeline.kinds import CACHES, open_cache_of
 from pipeline.progress import open_progress
 from pipeline.shares import parse_share
-from pipeline.store.cache import Cache, open_cache
+from pipeline.store.cache import Cache
 from pipeline.store.lock import place_lock
 from pipeline.store.units import quarantine
+from pipeline.terminal import printable, say
 
 _some_shards = click.option(
-    "--shards", multiple=True, help="the shards that were scored; may be given repeatedly"
+    "--shards",
+    type=PLACE,
+    multiple=True,
+    help="the shards that were scored; may be given repeatedly",
 )
 
 
 @click.command()
-@click.argument("cache")
+@click.argument("cache", type=PLACE)
 @click.option("--shards", "each", is_flag=True, help="a line for every shard")
 @click.option("--json", "as_json", is_flag=True, help="for machines")
 def status(cache: str, each: bool, as_json: bool) -> int:
@@ -35,13 +40,13 @@ def status(cache: str, each: bool, as_json: bool) -> int:
     """
     from pipeline.looking.status import format_status, read_status, to_json
 
-    found = read_status(open_cache(cache))
-    click.echo(to_json(found) if as_json else format_status(found, shards=each))
+    found = read_status(open_cache_of("CACHE", cache, *CACHES))
+    say(to_json(found) if as_json else format_status(found, shards=each))
     return 1 if found.count("failed") else 0
 
 
 @click.command()
-@click.argument("cache")
+@click.argument("cache", type=PLACE)
 @click.option("--deep", is_flag=True, help="also read every file against its sha256")
 @click.option(
     "--repair", is_flag=True, help="move damaged units to quarantine/: the next run makes them anew"
@@ -49,7 +54,7 @@ def status(cache: str, each: bool, as_json: bool) -> int:
 @click.option("--rescore", help="score this share of the samples again and compare, e.g. 0.1%")
 @_some_shards
 @unit_size_option
-@click.option("--mae", help="for --rescore: the weights the cache was scored with")
+@click.option("--mae", type=PLACE, help="for --rescore: the weights the cache was scored with")
 @click.option("--device", default="auto", show_default=True, help="for --rescore")
 @click.option("--seed", default=0, show_default=True, help="for --rescore: which samples")
 def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options: Any) -> int:
@@ -62,22 +67,20 @@ def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options:
     share = None if rescore is None else parse_share("--rescore", rescore)
     if share is not None and not (options["shards"] and options["mae"]):
         raise RequestError("--rescore needs --shards and --mae, those the cache was scored with")
-    opened = open_cache(cache)
+    opened = open_cache_of("CACHE", cache, *CACHES)
     faults = list(problems(opened, deep=deep))
     for fault in faults:
-        click.echo(fault.what)
+        say(printable(fault.what))
     if repair:
         damaged = [fault.unit for fault in faults if fault.unit is not None]
         with place_lock(opened.place):
             for unit in damaged:
                 quarantine(opened.place, unit)
-        click.echo(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
+        say(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
     count = len(faults) + (_rescore(opened, share, **options) if share is not None else 0)
     rows = opened.rows.values()
     n_in, n_ok, n_bad = (sum(getattr(r, name) for r in rows) for name in ("n_in", "n_ok", "n_bad"))
-    click.echo(
-        f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults"
-    )
+    say(f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults")
     return 1 if count else 0
 
 
@@ -97,8 +100,8 @@ def _rescore(
     found = find_shards(shards, unit_size=unit_size)
     result = rescore(cache, found, mae, share, seed=seed, device=device)
     for line in (*sorted(result.notes), *result.faults):
-        click.echo(line)
-    click.echo(
+        say(printable(line))
+    say(
         f"scored {result.samples} samples ({result.records} records) again: largest difference "
         f"{result.largest:.2e} of the largest score of its record"
     )
@@ -106,11 +109,11 @@ def _rescore(
 
 
 @click.command()
-@click.argument("cache")
+@click.argument("cache", type=PLACE)
 @click.option(
     "--to", "store", type=click.Choice(["zarr", "webdataset"]), required=True, help="wanted form"
 )
-@click.option("--out", required=True, help="folder or URL of the new cache")
+@click.option("--out", type=PLACE, required=True, help="folder or URL of the new cache")
 def convert(cache: str, store: str, out: str) -> int:
     """Write a cache in the other form.
 
@@ -120,11 +123,13 @@ def convert(cache: str, store: str, out: str) -> int:
     """
     from pipeline.store.convert import convert as convert_cache
 
-    return finish(convert_cache(open_cache(cache), out, store, open_progress()))
+    return finish(
+        convert_cache(open_cache_of("CACHE", cache, *CACHES), out, store, open_progress())
+    )
 
 
 @click.command()
-@click.argument("cache")
+@click.argument("cache", type=PLACE)
 @click.argument("unit", required=False)
 @click.option("--key", help="a sample: its views and scores instead of the unit")
 @click.option("--png", type=PATH, help="with --key: draw the view and its visible patches here")
@@ -142,19 +147,33 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
     """
     from pipeline.looking.inspect_unit import describe_sample, describe_unit, draw_sample, find_unit
 
-    opened = open_cache(cache)
+    opened = open_cache_of("CACHE", cache, *CACHES)
+    _check_inspected(unit, key, png)
     if unit is None:
         for row in opened.rows.values():
-            click.echo(f"{row.unit}  {row.n_ok} ok, {row.n_bad} bad, {row.bytes} bytes")
+            say(f"{row.unit}  {row.n_ok} ok, {row.n_bad} bad, {row.bytes} bytes")
         return 0
     name = find_unit(opened, unit)
-    if key is None and png is not None:
-        raise RequestError("--png draws one sample: say which with --key")
     text = describe_unit(opened, name) if key is None else describe_sample(opened, name, key)
     if key is not None and png is not None:
         patterns, unit_size = options.pop("shards"), options.pop("unit_size")
         shards = find_shards(patterns, unit_size=unit_size) if patterns else []
         draw_sample(opened, name, key, png, shards=shards, **options)
         text += f"\ndrew {png}"
-    click.echo(text)
+    say(text)
     return 0
+
+
+def _check_inspected(unit: str | None, key: str | None, png: Path | None) -> None:
+    """Raises RequestError for what would be left out of what was asked for."""
+    if key is not None and unit is None:
+        raise RequestError(
+            "--key needs UNIT: name the unit or shard that holds the sample; "
+            "`ltrp-pipeline inspect CACHE` lists them"
+        )
+    if png is not None and key is None:
+        raise RequestError("--png draws one sample: say which with UNIT and --key")
+    ignored = given({"shards", "unit_size", "view", "partition"}) if png is None else {}
+    if ignored:
+        name = sorted(ignored)[0].replace("_", "-")
+        raise RequestError(f"--{name} is for the picture: pass --png, or leave it out")

@@ -9,8 +9,9 @@ import click
 
 from pipeline import run_stage
 from pipeline.annotations import FORMATS
-from pipeline.commands.options import PATH, config_options, finish, out_option
+from pipeline.commands.options import PATH, PLACE, config_options, finish, out_option
 from pipeline.progress import open_progress
+from pipeline.terminal import say
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluate_ranking import RankingConfig
 
@@ -21,7 +22,7 @@ def evaluate() -> None:
 
 
 @evaluate.command("patches")
-@click.option("--selections", required=True, help="--out folder of `select`")
+@click.option("--selections", type=PLACE, required=True, help="--out folder of `select`")
 @click.option(
     "--annotations",
     type=PATH,
@@ -35,7 +36,7 @@ def evaluate() -> None:
     show_default=True,
     help="of the annotations; auto: by what is there",
 )
-@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
+@click.option("--teacher", type=PLACE, help="cache of `score --crop eval --sampler cover`")
 @click.option(
     "--foreground",
     type=click.Choice(["masks", "boxes"]),
@@ -73,13 +74,13 @@ def patches(
         out=out,
         progress=open_progress(),
     )
-    click.echo((out / "evaluation.txt").read_text("utf-8"), nl=False)
+    say((out / "evaluation.txt").read_text("utf-8"), nl=False)
     return finish(summary)
 
 
 @evaluate.command("ranking")
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", type=PLACE)
+@click.argument("second", type=PLACE)
 @out_option("ranking")
 @config_options(RankingConfig)
 def ranking(first: str, second: str, out: Path, **options: Any) -> int:
@@ -94,5 +95,5 @@ def ranking(first: str, second: str, out: Path, **options: Any) -> int:
     from pipeline.ranking_evaluation import run_evaluate_ranking
 
     summary = run_evaluate_ranking(RankingConfig(**options), first, second, out, open_progress())
-    click.echo((out / "ranking.txt").read_text("utf-8"), nl=False)
+    say((out / "ranking.txt").read_text("utf-8"), nl=False)
     return finish(summary)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.options import PATH
+from pipeline.commands.options import PATH, PLACE
+from pipeline.terminal import say
 
 _FORMATS = click.Choice(["onnx", "torch"])
 
 
 @click.command()
-@click.argument("ranker")
+@click.argument("ranker", type=PLACE)
 @click.option("--format", "form", type=_FORMATS, default="onnx", show_default=True, help="of OUT")
 @click.option(
     "--out",
@@ -34,7 +35,7 @@ def export(ranker: str, form: str, out: Path | None) -> int:
         name = "ranker.onnx" if form == "onnx" else "ranker.pt2"
         out = Path(ranker) / name if Path(ranker).is_dir() else Path(name)
     report = export_ranker(ranker, out, format="onnx" if form == "onnx" else "torch")
-    click.echo(report.summary())
+    say(report.summary())
     return 0
 
 
@@ -54,7 +55,7 @@ def push_to_hub(folder: Path, repository: str, private: bool, revision: str | No
     from pipeline.exporting import push_to_hub as push
 
     address = push(folder, repository, private=private, revision=revision)
-    click.echo(f"pushed: {address}")
+    say(f"pushed: {address}")
     source = f"hf-hub:{repository}" + (f"@{revision}" if revision else "")
-    click.echo(f"load it: load_ranker({source!r})")
+    say(f"load it: load_ranker({source!r})")
     return 0

@@ -7,14 +7,19 @@ from dataclasses import asdict
 
 import click
 
+from pipeline.commands.options import PLACE
+from pipeline.terminal import printable, say
+
 _SIGNS = {"ok": "ok", "poor": "POOR", "broken": "BROKEN"}
 
 
 @click.command()
-@click.option("--out", default=".", show_default=True, help="where results will go: folder or URL")
-@click.option("--shards", multiple=True, help="input shards, to be found and opened")
-@click.option("--mae", default="", help="weights that `score` will take")
-@click.option("--ranker", default="", help="ranker that `select` will take")
+@click.option(
+    "--out", type=PLACE, default=".", show_default=True, help="where results will go: folder or URL"
+)
+@click.option("--shards", type=PLACE, multiple=True, help="input shards, to be found and opened")
+@click.option("--mae", type=PLACE, default="", help="weights that `score` will take")
+@click.option("--ranker", type=PLACE, default="", help="ranker that `select` will take")
 @click.option("--ray-address", default="", help="of the Ray cluster that will do the work")
 @click.option("--json", "as_json", is_flag=True, help="a line of JSON a check, for machines")
 def doctor(as_json: bool, shards: tuple[str, ...], **options: str) -> int:
@@ -31,9 +36,9 @@ def doctor(as_json: bool, shards: tuple[str, ...], **options: str) -> int:
     for found in Doctor(shards=shards, **options).findings():
         broken |= found.state == "broken"
         if as_json:
-            click.echo(json.dumps(asdict(found)))
+            say(json.dumps(asdict(found)))
             continue
-        click.echo(f"{_SIGNS[found.state]:7} {found.check:14} {found.text}")
+        say(f"{_SIGNS[found.state]:7} {found.check:14} {printable(found.text)}")
         if found.remedy:
-            click.echo(f"{'':23}-> {found.remedy}")
+            say(f"{'':23}-> {found.remedy}")
     return 1 if broken else 0

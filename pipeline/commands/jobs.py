@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from ltrp_core.errors import RequestError
 from pipeline.commands.options import PATH
 from pipeline.job_code import make_job_folder
 from pipeline.run_config import read_config
+from pipeline.terminal import printable, relay, say
 from pipeline.url_secrets import check_url
 from pipeline.workers.ray_job import JobClient
 
@@ -85,18 +85,14 @@ def submit(
         client.submit(job, command, Path(folder), environment)
     _note(f"job {job}: {command}")
     if not wait:
-        click.echo(job)
+        say(job)
         return 0
     return _follow(client, job)
 
 
 def _follow(client: JobClient, job: str) -> int:
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
     try:
-        end = client.follow(job, write)
+        end = client.follow(job, relay)
     except KeyboardInterrupt:
         _note(f"the job goes on; back to it: ltrp-pipeline submit --attach {job}; to end it: "
               f"ray job stop {job}")  # fmt: skip
@@ -182,4 +178,4 @@ def _environment(variables: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _note(text: str) -> None:
-    click.echo(f"note: {text}", err=True)
+    say(f"note: {printable(text)}", err=True)

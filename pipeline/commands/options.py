@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -15,13 +16,40 @@ from click.core import ParameterSource
 
 from pipeline.progress import print_summary
 from pipeline.signals import interrupt_on_signals
+from pipeline.terminal import printable, say
 from pipeline.unit_runner import UnitOptions
 from pipeline.workers import WorkerPool, open_pool
 from stages.protocols import Summary
 
 Command = Callable[..., Any]
 
-PATH = click.Path(path_type=Path)  # type: ignore[type-var]
+
+class _Home(click.ParamType):
+    """A path, or what else an option takes (a name, a URL), with `~` as in a shell.
+
+    A shell expands it in `--out ~/x`, but not in `--out=~/x`, in quotes or in a YAML file.
+    """
+
+    name = "path"
+
+    def __init__(self, kind: type[Path] | type[str]) -> None:
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        text = str(value)
+        if "\0" in text:
+            self.fail(f"{text!r} is no path: it holds a zero byte", param, ctx)
+        return self.kind(os.path.expanduser(text) if text.startswith("~") else text)
+
+
+PATH, PLACE = _Home(Path), _Home(str)
+"""Of a path; of a path as text, where a name or a URL may stand, too."""
+
+
+_PLACES = frozenset({"mae", "ranker", "teacher", "init", "init_from", "scratch"})
+"""Options of configs that name a path, a model or a URL."""
 
 
 def config_options(config: type[Any]) -> Callable[[Command], Command]:
@@ -41,7 +69,9 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
     settings: dict[str, Any] = {"help": field.metadata["help"], "required": required}
     if not required:
         settings |= {"default": field.default, "show_default": True}
-    if typing.get_origin(hint) is tuple:
+    if field.name in _PLACES and hint is str:
+        settings["type"] = PLACE
+    elif typing.get_origin(hint) is tuple:
         settings |= {"type": typing.get_args(hint)[0], "multiple": True}
     elif typing.get_origin(hint) is Literal:
         settings["type"] = click.Choice(typing.get_args(hint))
@@ -58,7 +88,9 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
 
 def out_option(default: str, *, url: bool = False) -> Callable[[Command], Command]:
     """Returns the option `--out`, a path or, with `url`, a string."""
-    kind, words = (str, "output folder, or an s3:// gs:// URL") if url else (PATH, "output folder")
+    kind, words = (
+        (PLACE, "output folder, or an s3:// gs:// URL") if url else (PATH, "output folder")
+    )
     return click.option("--out", type=kind, default=default, show_default=True, help=words)
 
 
@@ -66,9 +98,12 @@ _SHARDS = (
     "tars or folders of images: paths, globs, 'train-{0000..0146}.tar', s3:// gs:// hf:// URLs;"
     " may be given repeatedly"
 )
-shards_option = click.option("--shards", multiple=True, required=True, help=_SHARDS)
+shards_option = click.option("--shards", type=PLACE, multiple=True, required=True, help=_SHARDS)
 optional_shards_option = click.option(
-    "--shards", multiple=True, help=f"{_SHARDS}. Not needed where the cache holds pixels"
+    "--shards",
+    type=PLACE,
+    multiple=True,
+    help=f"{_SHARDS}. Not needed where the cache holds pixels",
 )
 unit_size_option = click.option(
     "--unit-size",
@@ -133,7 +168,7 @@ def open_pool_of(options: dict[str, Any]) -> AbstractContextManager[WorkerPool]:
         ray_address=options.pop("ray_address"),
         item_timeout_s=options.pop("shard_timeout"),
         after_start=interrupt_on_signals,
-        on_note=lambda text: click.echo(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
     )
 
 

@@ -10,17 +10,24 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import config_options, cut, unit_size_option
+from pipeline.commands.options import PLACE, config_options, cut, unit_size_option
 from pipeline.inputs import find_shards
+from pipeline.terminal import say
 from stages.score import ScoreConfig
 
 
 @click.command()
 @click.option(
-    "--shards", multiple=True, required=True, help="as for `score`; may be given repeatedly"
+    "--shards",
+    type=PLACE,
+    multiple=True,
+    required=True,
+    help="as for `score`; may be given repeatedly",
 )
 @unit_size_option
-@click.option("--out", default="cache", show_default=True, help="where the cache would lie")
+@click.option(
+    "--out", type=PLACE, default="cache", show_default=True, help="where the cache would lie"
+)
 @click.option(
     "--store",
     type=click.Choice(["zarr", "webdataset"]),
@@ -59,5 +66,5 @@ def plan(
 
     config, found = cut(options, ScoreConfig), find_shards(shards, unit_size=unit_size)
     made = make_plan(config, found, out, store=store, seconds=seconds)
-    click.echo(format_plan(made, workers=max_workers))
+    say(format_plan(made, workers=max_workers))
     return 0

@@ -11,6 +11,7 @@ import click
 from pipeline import run_stage
 from pipeline.commands.options import (
     PATH,
+    PLACE,
     config_options,
     cut,
     finish,
@@ -26,6 +27,7 @@ from pipeline.commands.options import (
 from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
 from pipeline.signals import interrupt_on_signals
+from pipeline.terminal import printable, say
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.pack import PackConfig
@@ -80,7 +82,7 @@ def pretrain_mae(
         workers=workers,
         ray_address=ray_address,
         after_start=interrupt_on_signals,
-        on_note=lambda text: click.echo(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
     )
     return finish(summary)
 
@@ -117,10 +119,12 @@ def score(shards: tuple[str, ...], out: str, append_views: int | None, **options
 
 
 @click.command("train-ranker")
-@click.option("--cache", required=True, help="--out folder of `score`")
+@click.option("--cache", type=PLACE, required=True, help="--out folder of `score`")
 @optional_shards_option
 @click.option(
-    "--maps", help="cache of `score --sampler cover`: whole score maps are then validated on too"
+    "--maps",
+    type=PLACE,
+    help="cache of `score --sampler cover`: whole score maps are then validated on too",
 )
 @out_option("ranker")
 @training_workers_option
@@ -158,9 +162,9 @@ def train_ranker(
         workers=workers,
         ray_address=ray_address,
         after_start=interrupt_on_signals,
-        on_note=lambda text: click.echo(f"note: {text}", err=True),
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
     )
-    click.echo(format_curve(curve))
+    say(format_curve(curve))
     return finish(summary)
 
 
@@ -181,10 +185,10 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 
 
 @click.command()
-@click.option("--selections", required=True, help="--out folder of `select`")
+@click.option("--selections", type=PLACE, required=True, help="--out folder of `select`")
 @shards_option
-@click.option("--mae", required=True, help="weights the scores were made with")
-@click.option("--teacher", help="cache of `score --crop eval --sampler cover`")
+@click.option("--mae", type=PLACE, required=True, help="weights the scores were made with")
+@click.option("--teacher", type=PLACE, help="cache of `score --crop eval --sampler cover`")
 @click.option("--evaluation", type=PATH, help="--out folder of `evaluate patches`")
 @click.option("--annotations", type=PATH, help="as of `evaluate patches`, to draw the outlines")
 @click.option(
@@ -199,7 +203,9 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
     multiple=True,
     help="--out folders of `evaluate ranking`, for the tables",
 )
-@click.option("--cache", multiple=True, help="more caches to describe: --out folders of `score`")
+@click.option(
+    "--cache", type=PLACE, multiple=True, help="more caches to describe: --out folders of `score`"
+)
 @out_option("report")
 @config_options(ReportConfig)
 def report(shards: tuple[str, ...], **options: Any) -> int:

@@ -15,7 +15,7 @@ import click
 from ltrp_core.errors import RequestError
 from pipeline.commands import evaluations
 from pipeline.commands import run as stage_commands
-from pipeline.commands.options import ray_address_option
+from pipeline.commands.options import PLACE, ray_address_option
 from pipeline.run_config import RunConfig, Section, read_config
 from pipeline.stage_state import (
     fingerprint,
@@ -24,6 +24,7 @@ from pipeline.stage_state import (
     state_of_path,
     state_of_shards,
 )
+from pipeline.terminal import say
 from pipeline.training_options import RunOptions, TrainingRunOptions
 from pipeline.unit_runner import UnitOptions
 from stages.evaluate_patches import EvaluateConfig
@@ -82,7 +83,7 @@ class _Step:
 
 
 @click.command("run")
-@click.argument("config")
+@click.argument("config", type=PLACE)
 @click.option("--from", "start", metavar="STAGE", help="run this stage and those after it anyway")
 @click.option("--only", metavar="STAGE", help="run this stage alone")
 @click.option(
@@ -160,9 +161,9 @@ class _Run:
             self.is_forced or name == self.only or not step.done
         )
         state = "complete" if step.done and not wanted else "left out" if not wanted else "to do"
-        click.echo(f"{name}: {state}: {step.folder}", err=not self.dry_run)
+        say(f"{name}: {state}: {step.folder}", err=not self.dry_run)
         if self.dry_run:
-            click.echo(f"  {step.line}")
+            say(f"  {step.line}")
             step.done |= wanted  # what comes after it is told as if it had run
             return 0
         if not wanted:
@@ -179,7 +180,7 @@ class _Run:
             mark_done(self.config.out, step.folder, step.inputs, step.line, name)
             step.done = True
         else:
-            click.echo(f"{self.config.where}: stage {name} failed; what is done is kept", err=True)
+            say(f"{self.config.where}: stage {name} failed; what is done is kept", err=True)
         return int(status or 0)
 
 
@@ -208,7 +209,9 @@ def _plan(config: RunConfig, section: Section, before: Mapping[str, _Step]) -> _
         in_name = [numbers, inputs, listed]
     own = options.get("out")
     folder = (
-        config.out / f"{section.name}-{fingerprint(in_name)}" if own is None else Path(str(own))
+        config.out / f"{section.name}-{fingerprint(in_name)}"
+        if own is None
+        else Path(str(own)).expanduser()
     )
     depends_on = fingerprint([numbers, inputs, listed])
     return _Step(

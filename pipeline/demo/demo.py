@@ -20,6 +20,7 @@ from pipeline.progress import open_progress, print_summary
 from pipeline.ranker_training import TrainingInputs, run_train_ranker
 from pipeline.run_report import run_report
 from pipeline.store.run_file import claim_folder
+from pipeline.terminal import say
 from pipeline.workers import InProcessPool
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig
@@ -70,17 +71,14 @@ def run_demo(out: Path, *, training: DemoTraining | None) -> int:
         ("report: a page of pictures", demo.report),
     ]
     for number, (title, step) in enumerate(steps, 1):
-        print(f"{number}  {title}", flush=True)
+        say(f"{number}  {title}")
         summary = step()
         summary.next_step = ""
         print_summary(summary)
         if summary.failed:
             return 1
     seconds = time.monotonic() - started
-    print(
-        f"\n{seconds:.0f} s in all. Look at {out / 'report' / 'index.html'}\n{demo.last_words}",
-        flush=True,
-    )
+    say(f"\n{seconds:.0f} s in all. Look at {out / 'report' / 'index.html'}\n{demo.last_words}")
     return 0
 
 
@@ -140,7 +138,7 @@ class _Demo:
             out=self.out / "evaluation",
             progress=self.progress,
         )
-        print(format_table(rows), flush=True)
+        say(format_table(rows))
         return summary
 
     def report(self) -> Summary:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +26,8 @@ from pipeline.inputs.shards import (
     is_of_the_system,
     starts_as_tar,
 )
-from pipeline.url_secrets import check_url
+from pipeline.remote import RemoteError, ask, is_remote, remote_error
+from pipeline.url_secrets import check_url, without_secrets
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "az", "abfs", "memory", "http", "https", "file")
 """URLs that are read; each but `file` and `memory` needs its fsspec package."""
@@ -97,11 +99,16 @@ def _shards_of(pattern: str, unit_size: int) -> Iterator[Shard]:
     else:
         try:
             yield from _remote(f"{name}:{rest}", unit_size)
-        except (RequestError, OSError):
+        except RequestError:
             raise
         except Exception as error:  # each store's package has errors of its own
+            what = f"--shards {without_secrets(pattern)!r} cannot be listed"
+            if isinstance(error, RemoteError):
+                raise RequestError(f"{what}: {error}") from error
+            if isinstance(error, OSError) or is_remote(error):
+                raise RequestError(str(remote_error(what, error))) from error
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise RequestError(f"--shards {pattern!r} cannot be listed: {reason}") from error
+            raise RequestError(f"{what}: {reason}") from error
 
 
 def _exists(name: str) -> bool:
@@ -179,7 +186,7 @@ def _remote(pattern: str, unit_size: int) -> Iterator[Shard]:
         if not (can_list and glob.has_magic(name)):
             literal.append(name.rstrip("/") if can_list else name)
             continue
-        entries = sorted(fs.glob(name, detail=True).items())
+        entries = sorted(ask(pattern, partial(fs.glob, name, detail=True)).items())
         if not entries:
             raise RequestError(f"--shards {pattern!r}: matches nothing")
         for match, entry in entries:
@@ -200,9 +207,9 @@ def _named(
         with suppress(FileNotFoundError):
             if protocol in _WEB or len(wanted) == 1:
                 for name in wanted:
-                    there[name] = fs.info(name)
+                    there[name] = ask(_url(protocol, name), partial(fs.info, name))
             else:
-                entries = fs.ls(folder, detail=True)
+                entries = ask(_url(protocol, folder), partial(fs.ls, folder, detail=True))
                 there = {entry["name"].rstrip("/"): entry for entry in entries}
         for name in wanted:
             if name not in there:
@@ -226,9 +233,9 @@ def _of_entry(
             )
         yield _tar_of(protocol, name, entry)
         return
-    entries = {each["name"]: each for each in fs.ls(name, detail=True)}
+    entries = {each["name"]: each for each in ask(pattern, partial(fs.ls, name, detail=True))}
     if not any(_is_tar(posixpath.basename(each)) for each in entries):
-        entries = fs.find(name, detail=True)
+        entries = ask(pattern, partial(fs.find, name, detail=True))
     found = [_found(protocol, *each) for each in entries.items()]
     yield from _of_folder(_url(protocol, name.rstrip("/")), found, pattern, unit_size)
 

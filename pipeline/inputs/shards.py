@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
 from pipeline.inputs.keys import sample_key
+from pipeline.remote import RemoteError, open_remote
 from pipeline.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
 from stages.protocols import BadSample
 
@@ -242,6 +243,8 @@ class FolderReader:
         for name, key in zip(self.shard.files, self.shard.keys, strict=True):
             try:
                 data, size, content = self._read(name)
+            except RemoteError:
+                raise  # nothing is known of the file: the unit is tried again
             except OSError as error:
                 self._leave_out(key, "unreadable", f"{name!r}: {error.strerror or error}")
                 all_read = False
@@ -360,9 +363,4 @@ def _looks_like(path: str) -> str:
 def _open(path: str, block_bytes: int = 8 << 20) -> BinaryIO:
     if "://" not in path:
         return Path(path).open("rb", buffering=0)
-    from fsspec.core import url_to_fs
-
-    fs, name = url_to_fs(path)
-    # Members are read in order, so the next block is asked for and nothing twice.
-    file: BinaryIO = fs.open(name, "rb", block_size=block_bytes, cache_type="readahead")
-    return file
+    return open_remote(path, block_bytes)

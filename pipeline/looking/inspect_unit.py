@@ -17,6 +17,7 @@ from pipeline.inputs import Shard
 from pipeline.replay import match_shards, replay_views
 from pipeline.store.cache import Cache
 from pipeline.store.units import ERRORS, UNITS
+from pipeline.terminal import printable
 from stages.protocols import Arrays
 
 _SHOWN_KEYS = 8
@@ -47,13 +48,14 @@ def describe_unit(cache: Cache, unit: str) -> str:
     receipt, arrays = cache.receipt(unit), cache.read(unit)
     source = receipt.input
     lines = [
-        f"{unit}  of {source['name']} ({source['size']} bytes, sha256 {source['sha256'][:16]}...)",
+        f"{unit}  of {printable(source['name'])} ({source['size']} bytes, "
+        f"sha256 {source['sha256'][:16]}...)",
         f"  samples  {receipt.n_in} = {receipt.n_ok} ok + {receipt.n_bad} bad"
         + "".join(f", {count} {reason}" for reason, count in receipt.reasons.items()),
         f"  files    {len(receipt.files)}, {receipt.num_bytes} bytes",
     ]
     if receipt.damage:
-        lines.append(f"  salvaged {receipt.damage}")
+        lines.append(f"  salvaged {printable(receipt.damage)}")
     for name, values in arrays.items():
         kind = "string" if values.dtype == object else str(values.dtype)
         size = "" if values.dtype == object else f"  {values.nbytes} bytes"
@@ -63,7 +65,7 @@ def describe_unit(cache: Cache, unit: str) -> str:
             lines.append(f"  {name:8} {_distribution(arrays[name])}")
     keys = arrays["key"].tolist()
     more = f", ... {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
-    lines.append(f"  keys     {', '.join(keys[:_SHOWN_KEYS])}{more}")
+    lines.append(f"  keys     {', '.join(map(printable, keys[:_SHOWN_KEYS]))}{more}")
     return "\n".join(lines)
 
 
@@ -78,7 +80,7 @@ def describe_sample(cache: Cache, unit: str, key: str) -> str:
     if row is None:
         return _bad_sample(cache, unit, key)
     height, width = arrays["size"][row].tolist()
-    lines = [f"{key}  of {unit}: {width} x {height} px"]
+    lines = [f"{printable(key)}  of {unit}: {width} x {height} px"]
     for view in range(arrays["crop"].shape[1]):
         top, left, rows, columns = (int(value) for value in arrays["crop"][row, view])
         flip = ", mirrored" if arrays["flip"][row, view] else ""
@@ -166,7 +168,7 @@ def _errors(cache: Cache, unit: str) -> list[dict[str, Any]]:
 
 def _bad_sample(cache: Cache, unit: str, key: str) -> str:
     entry = next(entry for entry in _errors(cache, unit) if entry["key"] == key)
-    return f"{key} of {unit} was left out: {entry['reason']}: {entry['message']}"
+    return printable(f"{key} of {unit} was left out: {entry['reason']}: {entry['message']}")
 
 
 def _grid(cache: Cache) -> int:
@@ -249,7 +251,8 @@ def _draw(
         panels[1].add_patch(frame)
     mapped = ScalarMappable(scale, colors)
     figure.colorbar(mapped, ax=panels[1], shrink=0.82, label="pseudo-score")
-    figure.suptitle(title, fontsize=11)
+    # A key is no formula, whatever dollar signs are in it.
+    figure.suptitle(printable(title), fontsize=11, parse_math=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)

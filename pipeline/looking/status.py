@@ -25,6 +25,7 @@ from pipeline.store.manifest import MANIFEST, SCHEMA, UnitRow
 from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import Receipt
 from pipeline.store.units import RECEIPT, UNITS, unit_name
+from pipeline.terminal import printable
 
 STEPS = ("read", "decode", "wait", "model", "write")
 _RECENT_S = 300.0
@@ -309,7 +310,7 @@ def _line(shard: ShardStatus) -> str:
         facts.append(f"{shard.images_per_s:.2f} images/s ({steps} s)")
     if shard.reason:
         facts.append(shard.reason)
-    return "  ".join(facts)
+    return printable("  ".join(facts))
 
 
 def _duration(seconds: float) -> str:

@@ -80,7 +80,9 @@ def write_report(data: ReportData, folder: Path) -> Path:
         RequestError: `folder` holds something that is not a report, or the gallery's arrays do
             not fit the grid or one another.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # `resolve` raises RuntimeError on a loop
+    if folder.is_symlink():
+        raise RequestError(f"--out {folder} is a link that leads to itself; give another folder")
     _check_folder(folder)
     check_gallery(data.gallery, data.grid)
     folder.parent.mkdir(parents=True, exist_ok=True)

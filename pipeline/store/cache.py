@@ -147,11 +147,11 @@ class Cache:
         """Returns the arrays of one unit without the views that were appended: see `read`."""
         receipt = self.receipt(unit)
         wanted = None if names is None else {"key", *names}
-        records = receipt.path_of("records.")
+        records, stamps = receipt.records
         form = FORMS[str(self.identity["store"])]
         remedy = f"`ltrp-pipeline verify {self.url} --deep --repair`, then the same run again"
         try:
-            with self.place.local_copy(f"{UNITS}/{unit}/{records}") as path:
+            with self.place.local_copy(f"{UNITS}/{unit}/{records}", stamps) as path:
                 arrays = form.read(path, wanted)
         except (FileNotFoundError, DamagedUnitError) as error:
             raise DamagedUnitError(f"{self.url}: unit {unit}: {error}; {remedy}") from error

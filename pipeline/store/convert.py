@@ -67,7 +67,8 @@ def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
     folder = f"{UNITS}/{unit}"
     form = FORMS[str(target.identity["store"])]
     with target.place.staging(unit) as staged:
-        with source.place.local_copy(f"{folder}/{receipt.path_of('records.')}") as records:
+        name, stamps = receipt.records
+        with source.place.local_copy(f"{folder}/{name}", stamps) as records:
             copy_records(records, staged / form.file, form)
         bad = _copy_errors(source, folder, staged) if receipt.n_bad else []
         sealed = seal(
@@ -86,7 +87,7 @@ def _copy_errors(source: Cache, folder: str, staged: Path) -> list[BadSample]:
     import pyarrow.parquet as pq
 
     name = source.receipt(folder.rsplit("/", 1)[-1]).path_of(ERRORS)
-    with source.place.local_copy(f"{folder}/{name}") as path:
+    with source.place.local_copy(f"{folder}/{name}", [""]) as path:
         shutil.copyfile(path, staged / ERRORS)
     rows = pq.read_table(staged / ERRORS).to_pylist()
     return [BadSample(**row) for row in rows]

@@ -11,12 +11,13 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from ltrp_core.errors import RequestError
+from pipeline.remote import explained, is_remote, remote_error
 from pipeline.url_secrets import check_url
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "memory", "az", "abfs")
@@ -26,7 +27,8 @@ SCHEMES = ("s3", "gs", "gcs", "hf", "memory", "az", "abfs")
 class Place(Protocol):
     """The operations of the commit protocol.
 
-    `read` raises FileNotFoundError; every operation raises OSError when the store fails.
+    `read` raises FileNotFoundError; every operation raises OSError when the store fails, and
+    `UnsafeNameError` for a name that leads out of the place.
     """
 
     @property
@@ -64,13 +66,41 @@ class Place(Protocol):
         """Removes a file or a whole folder, if it is there."""
         ...
 
-    def local_copy(self, name: str) -> Any:
-        """Context manager: the path of a local folder or file with the content of `name`."""
+    def local_copy(self, name: str, files: Collection[str] | None = None) -> Any:
+        """Context manager: the path of a local folder or file with the content of `name`.
+
+        Args:
+            files: what a receipt lists of it, relative to it ("": `name` itself is a file);
+                nothing else is fetched from an object store. None: all that is there.
+        """
         ...
 
     def staging(self, unit: str) -> Any:
         """Context manager: an empty local folder for one attempt, removed at the end."""
         ...
+
+
+class UnsafeNameError(RequestError):
+    """A name that is data, of a receipt or a listing, leads out of where it belongs."""
+
+
+def check_inside(name: str, where: str) -> str:
+    """Returns a relative name with `/` whose parts are all names: none empty, `.` or `..`.
+
+    Raises:
+        UnsafeNameError: it is another; the message says so of `where`.
+    """
+    if not is_inside(name):
+        raise UnsafeNameError(
+            f"{where}: the name {name!r} leads out of it; somebody may have put it there on "
+            "purpose: look at who can write there"
+        )
+    return name
+
+
+def is_inside(name: str) -> bool:
+    """Returns whether a name, joined below a folder, stays in it."""
+    return not ({"", ".", ".."} & set(name.split("/")) or "\0" in name)
 
 
 class LocalPlace:
@@ -84,17 +114,17 @@ class LocalPlace:
         return str(self.path)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        return self._at(name).read_bytes()
 
     def read_many(self, names: Iterable[str]) -> Mapping[str, bytes]:
         found = {}
         for name in names:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                found[name] = (self.path / name).read_bytes()
+                found[name] = self._at(name).read_bytes()
         return found
 
     def replace(self, name: str, data: bytes) -> None:
-        path = self.path / name
+        path = self._at(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
@@ -107,11 +137,11 @@ class LocalPlace:
     def replace_from(self, name: str, file: Path) -> None:
         with file.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(file, self.path / name)
+        os.replace(file, self._at(name))
         sync_folder(self.path)
 
     def create(self, name: str, data: bytes) -> bool:
-        path = self.path / name
+        path = self._at(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
@@ -126,12 +156,12 @@ class LocalPlace:
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.path / folder))
+            return sorted(entry.name for entry in os.scandir(self._at(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def sizes(self, folder: str) -> dict[str, int]:
-        root = self.path / folder
+        root = self._at(folder)
         found = {}
         for parent, _, files in os.walk(root):
             for file in files:
@@ -141,25 +171,28 @@ class LocalPlace:
         return dict(sorted(found.items()))
 
     def remove(self, name: str) -> None:
-        path = self.path / name
+        path = self._at(name)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
     @contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
-        yield self.path / name
+    def local_copy(self, name: str, files: Collection[str] | None = None) -> Iterator[Path]:
+        yield self._at(name)
 
     @contextmanager
     def staging(self, unit: str) -> Iterator[Path]:
         # In the cache itself: a rename must not cross file systems.
-        folder = self.path / ATTEMPTS / f"{unit}.{uuid.uuid4().hex}"
+        folder = self._at(f"{ATTEMPTS}/{unit}.{uuid.uuid4().hex}")
         folder.mkdir(parents=True)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _at(self, name: str) -> Path:
+        return self.path / check_inside(name, self.url) if name else self.path
 
 
 class ObjectPlace:
@@ -175,16 +208,22 @@ class ObjectPlace:
             raise RequestError(
                 f"{url}: {error}; python -m pip install 'ltrp-pipeline[cluster]'"
             ) from error
+        except Exception as error:
+            if isinstance(error, OSError) or is_remote(error):
+                raise remote_error(url, error) from error
+            raise
         self._url = url.rstrip("/")
 
     @property
     def url(self) -> str:
         return self._url
 
+    @explained
     def read(self, name: str) -> bytes:
         data: bytes = self.fs.cat_file(self._key(name))
         return data
 
+    @explained
     def read_many(self, names: Iterable[str]) -> Mapping[str, bytes]:
         keys = {self._key(name): name for name in names}
         if not keys:
@@ -195,9 +234,11 @@ class ObjectPlace:
                 raise content
         return {keys[key]: data for key, data in found.items() if isinstance(data, bytes)}
 
+    @explained
     def replace(self, name: str, data: bytes) -> None:
         self.fs.pipe_file(self._key(name), data)
 
+    @explained
     def create(self, name: str, data: bytes) -> bool:
         key = self._key(name)
         try:
@@ -216,6 +257,7 @@ class ObjectPlace:
             self.fs.pipe_file(key, data)
         return True
 
+    @explained
     def names(self, folder: str) -> list[str]:
         key = self._key(folder)
         self.fs.invalidate_cache()
@@ -227,6 +269,7 @@ class ObjectPlace:
             entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != key
         )
 
+    @explained
     def sizes(self, folder: str) -> dict[str, int]:
         key = self._key(folder)
         self.fs.invalidate_cache()
@@ -236,40 +279,54 @@ class ObjectPlace:
             name.removeprefix(prefix): int(entry["size"]) for name, entry in sorted(found.items())
         }
 
+    @explained
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self.fs.rm(self._key(name), recursive=True)
 
     @contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
+    def local_copy(self, name: str, files: Collection[str] | None = None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="ltrp-") as folder:
             target = Path(folder, name.rsplit("/", 1)[-1])
-            key = self._key(name)
-            files = self.fs.find(key)
-            if not files:
-                raise FileNotFoundError(f"{self._url}/{name}")
-            locals_ = [str(target / f.removeprefix(f"{key}/")) if f != key else str(target)
-                       for f in files]  # fmt: skip
-            self.fs.get(files, locals_)
+            self._fetch(name, target, files)
             yield target
+
+    @explained
+    def _fetch(self, name: str, target: Path, files: Collection[str] | None) -> None:
+        """Copies objects below `target`. A store takes any text for a key: none may lead out."""
+        key = self._key(name)
+        where = f"{self._url}/{name}"
+        if files is None:
+            found = self.fs.find(key)
+            files = ["" if each == key else each.removeprefix(f"{key}/") for each in found]
+        if not files:
+            raise FileNotFoundError(where)
+        below = [check_inside(each, where) for each in files if each]
+        keys = [f"{key}/{each}" for each in below] or [key]
+        self.fs.get(keys, [str(target / each) for each in below] or [str(target)])
 
     @contextmanager
     def staging(self, unit: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="ltrp-") as folder:
             yield Path(folder)
 
+    @explained
     def replace_from(self, name: str, file: Path) -> None:
         self.fs.put_file(str(file), self._key(name))
 
     def upload(self, folder: Path, name: str) -> None:
         """Puts every file of a local folder below `name`; the files are not yet committed."""
+        self._put(name, folder)
+
+    @explained
+    def _put(self, name: str, folder: Path) -> None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         root = self._key(name)
         keys = [f"{root}/{path.relative_to(folder).as_posix()}" for path in paths]
         self.fs.put([str(path) for path in paths], keys)
 
     def _key(self, name: str) -> str:
-        return f"{self.root}/{name}" if name else str(self.root)
+        return f"{self.root}/{check_inside(name, self._url)}" if name else str(self.root)
 
 
 ATTEMPTS = ".attempt"

@@ -84,6 +84,19 @@ class Receipt:
         raise KeyError(prefix)
 
     @property
+    def records(self) -> tuple[str, dict[str, str]]:
+        """Name of the records in the unit, and sha256 of their files by name relative to it.
+
+        Records that are one file have the name "" there.
+        """
+        path = self.path_of("records.")
+        return path, {
+            name.removeprefix(path).removeprefix("/"): stamp.sha256
+            for name, stamp in self.files.items()
+            if name == path or name.startswith(f"{path}/")
+        }
+
+    @property
     def num_bytes(self) -> int:
         """Size of the unit without its receipt."""
         return sum(stamp.size for stamp in self.files.values())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ltrp_core.errors import RequestError
+from pipeline.remote import RemoteError
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.places import LocalPlace, ObjectPlace, open_place
 
@@ -69,6 +70,8 @@ def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
         if not isinstance(identity, dict):
             raise TypeError("identity is no object")
         return identity
+    except (RemoteError, PermissionError):
+        raise  # whether there is one is not known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{place.url} is no cache: {RUN_FILE} is missing or unreadable; "

@@ -165,7 +165,7 @@ def damaged_file(place: LocalPlace | ObjectPlace, receipt: Receipt) -> str | Non
     """Returns the first file of a unit whose sha256 is not the receipt's, or None."""
     for name, stamp in receipt.files.items():
         try:
-            with place.local_copy(f"{UNITS}/{receipt.unit}/{name}") as path:
+            with place.local_copy(f"{UNITS}/{receipt.unit}/{name}", [""]) as path:
                 if file_sha256(path) != stamp.sha256:
                     return name
         except FileNotFoundError:

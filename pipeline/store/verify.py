@@ -86,10 +86,10 @@ def _manifest(cache: Cache) -> Iterator[str]:
 
 def _bad_records(cache: Cache, unit: str, receipt: Receipt) -> str | None:
     """Returns what is wrong with the records in one line; memory is bounded."""
-    name = f"{UNITS}/{unit}/{receipt.path_of('records.')}"
+    records, stamps = receipt.records
     rows, keys = 0, set[str]()
     try:
-        with cache.place.local_copy(name) as path:
+        with cache.place.local_copy(f"{UNITS}/{unit}/{records}", stamps) as path:
             for block in FORMS[str(cache.identity["store"])].read_blocks(path):
                 rows += len(block["key"])
                 keys.update(block["key"].tolist())

@@ -196,8 +196,8 @@ def _stage_pixels(cache: Cache, folder: Path, bar: Bar) -> None:
     found: list[list[Extents]] = [[] for _ in parts]
     for unit in cache.units:
         for number, part in enumerate(parts):
-            path = f"{UNITS}/{unit}/{part.receipt(unit).path_of('records.')}"
-            with part.place.local_copy(path) as local:
+            records, stamps = part.receipt(unit).records
+            with part.place.local_copy(f"{UNITS}/{unit}/{records}", stamps) as local:
                 if not isinstance(part.place, LocalPlace):
                     kept = folder / "pixels" / f"{number}-{unit}"
                     kept.mkdir(parents=True)

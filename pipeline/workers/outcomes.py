@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ltrp_core.errors import RequestError
+from pipeline.remote import is_remote
+from pipeline.url_secrets import without_secrets
 
 ATTEMPTS = 3
 DELAYS_S = (0.5, 2.0)
@@ -118,13 +120,6 @@ _NO_WRITING = {
     errno.EROFS: "no space left to write to: the file system became read-only",
 }
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_REMOTE_PACKAGES = frozenset(
-    (
-        "aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "http", "httpx",
-        "huggingface_hub", "obstore", "requests", "s3fs", "urllib3",
-    )
-)  # fmt: skip
-"""Packages that talk to object stores; some of their errors are plain Exceptions."""
 
 
 def classify(error: BaseException) -> Failure:
@@ -142,14 +137,13 @@ def classify(error: BaseException) -> Failure:
         return Failure(reason, "worker")  # the CUDA context does not recover in this process
     if isinstance(error, _LASTING):
         return Failure(reason, "item")
-    package = type(error).__module__.partition(".")[0]
-    if isinstance(error, (OSError, MemoryError)) or package in _REMOTE_PACKAGES:
+    if isinstance(error, (OSError, MemoryError)) or is_remote(error):
         return Failure(reason, "transient")
     return Failure(reason, "item")
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     if isinstance(error, RequestError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

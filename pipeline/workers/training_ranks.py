@@ -12,7 +12,6 @@ import pickle
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 
 from ltrp_core.errors import RequestError
 from pipeline.code_version import code_version
+from pipeline.terminal import say
 from pipeline.workers.outcomes import RunStoppedError
 from pipeline.workers.rank_board import LEAVE_S, STANDS_STILL, Board, take_from
 from pipeline.workers.rank_process import Rank, RankRun, run_rank
@@ -272,7 +272,7 @@ def _show(kind: str, value: Any, on_report: Callable[[dict[str, Any]], None]) ->
     if kind == "report":
         on_report(value)
     else:
-        print(value, file=sys.stderr if kind == "stderr" else sys.stdout, flush=True)
+        say(value, err=kind == "stderr")
 
 
 class _Waiting:

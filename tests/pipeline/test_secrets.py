@@ -9,6 +9,7 @@ from s3_server import s3_bucket
 from pipeline.job_code import make_job_folder
 from pipeline.run_log import RunLog, read_log
 from pipeline.store.places import LocalPlace, open_place
+from pipeline.url_secrets import without_secrets
 
 SECRET = "w7SentinelOfASecret"
 VARIABLES = (
@@ -65,10 +66,57 @@ def test_a_whole_run_in_an_object_store_writes_no_secret(shards, small_mae, buck
 
 
 @pytest.mark.parametrize(
+    "text, shown",
+    [
+        (f"https://{SECRET}@host/x.tar", "https://***@host/x.tar"),
+        (f"http://me:{SECRET}@host/x.tar", "http://***@host/x.tar"),
+        (
+            f"url=URL('https://h/x?api_key={SECRET}&part=3')",
+            "url=URL('https://h/x?api_key=***&part=3')",
+        ),
+        (
+            f"https://h/x?X-Amz-Credential={SECRET}&versionId=7",
+            "https://h/x?X-Amz-Credential=***&versionId=7",
+        ),
+        (
+            f"https://h/x?of_a_kind_nobody_knew={SECRET}#a",
+            "https://h/x?of_a_kind_nobody_knew=***#a",
+        ),
+        (
+            f"headers: {{'Authorization': 'Bearer {SECRET}', 'a': 'b'}}",
+            "headers: {'Authorization': 'Bearer ***', 'a': 'b'}",
+        ),
+        (
+            "abfs://container@account.dfs.core.windows.net/x",
+            "abfs://container@account.dfs.core.windows.net/x",
+        ),
+        ("hf://datasets/me/set@main/x.tar", "hf://datasets/me/set@main/x.tar"),
+        ("s3://bucket/a@b/x.tar", "s3://bucket/a@b/x.tar"),
+        ("https://h/x?sv=2024&sp=r&prefix=a", "https://h/x?sv=2024&sp=r&prefix=a"),
+    ],
+)
+def test_every_credential_of_an_address_is_masked_and_nothing_else(text, shown):
+    assert without_secrets(text) == shown
+
+
+def test_a_traceback_shows_no_secret(monkeypatch):
+    def fails(*_, **__):
+        raise TypeError("of this program") from ValueError(f"https://h/x?api_key={SECRET}")
+
+    monkeypatch.setattr("pipeline.commands.caches.open_cache_of", fails)
+    _, err = run("status", "x", expect=1)
+    assert "TypeError: of this program" in err
+    assert "https://h/x?api_key=***" in err
+    assert SECRET not in err
+
+
+@pytest.mark.parametrize(
     "url",
     [
         f"s3://key:{SECRET}@bucket/x",
         f"https://user:{SECRET}@host/x.tar",
+        f"https://{SECRET}@host/x.tar",
+        f"https://host/x.tar?api_key={SECRET}",
         f"https://host/x.tar?X-Amz-Signature={SECRET}",
         f"https://host/x.tar?sv=2024&sig={SECRET}",
     ],
