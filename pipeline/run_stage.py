@@ -21,7 +21,7 @@ from pipeline.evaluation_table import write_tables
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.selection_table import write_selection_table
-from pipeline.store.cache import APPENDED, Cache, open_cache
+from pipeline.store.cache import APPENDED, Cache, open_cache, part_name
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256
 from pipeline.store.run_file import difference
@@ -91,7 +91,7 @@ def run_append_views(
     config, options = _appending(base, asked, number)
     _check_device(config, pool)
     runner = CacheRunner(
-        out=f"{base.url}/{APPENDED}/views-{config.first_view:05d}",
+        out=f"{base.url}/{APPENDED}/{part_name(config.first_view)}",
         shards=shards,
         pool=pool,
         progress=progress,

@@ -15,7 +15,7 @@ from pipeline.faults import fault_point
 from pipeline.inputs import OnDamage, Shard
 from pipeline.run_log import RunLog, read_log
 from pipeline.shares import parse_share
-from pipeline.store.cache import Cache, create_cache
+from pipeline.store.cache import Cache, but_views, create_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
@@ -263,11 +263,7 @@ def _write_manifest(cache: Cache, summary: Summary) -> None:
 
 def _check_extends(cache: Cache, identity: Mapping[str, Any]) -> None:
     """Raises RunMismatchError unless only the views differ: further ones are scored alike."""
-    views = {"views", "first_view", "schema"}
-    then, now = (
-        {name: value for name, value in run.items() if name not in views}
-        for run in (cache.identity, identity)
-    )
+    then, now = but_views(cache.identity), but_views(identity)
     if then != now:
         raise RunMismatchError(difference(cache.url, then, now))
 
@@ -277,8 +273,10 @@ def _of_cache(cache: Cache, units: Sequence[PendingUnit]) -> tuple[list[PendingU
 
     Raises:
         RequestError: a unit's shard was not given.
+        DamagedUnitError: a unit of `cache` is damaged: it would be left without these views.
     """
     by_name = {unit.name: unit for unit in units}
+    cache.check_own()
     missing = [row.shard for name, row in cache.rows.items() if name not in by_name]
     if missing:
         raise RequestError(
