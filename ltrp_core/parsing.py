@@ -31,11 +31,11 @@ def parse_json(
     parse_int = _checked if _LONG_NUMBER.search(plain) else None
     try:
         return json.loads(data, parse_int=parse_int)
-    except RecursionError as failure:
-        reason, cause = "brackets within brackets, too deep to read", failure
-    except (ValueError, OverflowError) as failure:
-        reason, cause = " ".join(str(failure).split()), failure
-    raise error(f"{where} is not JSON ({reason})" + (f"; {remedy}" if remedy else "")) from cause
+    except (ValueError, OverflowError, RecursionError) as failure:
+        too_deep = isinstance(failure, RecursionError)
+        reason = "nested too deeply" if too_deep else " ".join(str(failure).split())
+        what = f"{where} is not JSON ({reason})"
+        raise error(what + (f"; {remedy}" if remedy else "")) from failure
 
 
 def parse_json_object(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ltrp_core.errors import RequestError
 from pipeline.faults import fault_point
 from pipeline.inputs import OnDamage, Shard
-from pipeline.run_log import RunLog, read_log
+from pipeline.run_log import RunLog, cpus_of_units, note_on_cpus, read_log
 from pipeline.shares import parse_share
 from pipeline.store.cache import Cache, but_views, create_cache
 from pipeline.store.errors import RunMismatchError
@@ -142,6 +142,8 @@ class CacheRunner:
                 log.write("end", **run.totals())
                 log.flush()
                 _write_manifest(cache, summary)
+                note = note_on_cpus(cpus_of_units(read_log(cache.place), cache.rows))
+                summary.notes += [note] if note and summary.done else []
                 summary.notes += [log.problem] if log.problem else []
         run.close(self.pool.start_up_s)
         return summary
@@ -201,7 +203,9 @@ class _Run:
             summary.notes += [f"{unit.shard.name}: {note}" for note in outcome.result["notes"]]
             stamp = {"stamp": unit.shard.stamp, "size": unit.shard.size}
             counts = {"n_ok": row.n_ok, "n_bad": row.n_bad}
-            self.log.write("done", **facts, **counts, **stamp, seconds=seconds)
+            self.log.write(
+                "done", **facts, **counts, **stamp, seconds=seconds, cpu=outcome.result["cpu"]
+            )
             self.metrics.done(**counts, seconds=seconds)
         elif outcome.stop:
             summary.stopped = outcome.error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
+from ltrp_core.parsing import parse_json
 from pipeline.annotations.categories import select_names
 from pipeline.annotations.files import check_size, find_by_key
 from stages.protocols import Foreground
@@ -148,8 +148,8 @@ class CocoAnnotations:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse_json(path.read_bytes(), path.name)
+    except (OSError, ValueError) as error:
         raise RequestError(f"{path} is no readable JSON: {error}") from error
     missing = {"images", "annotations", "categories"} - (
         set(document) if isinstance(document, dict) else set()

@@ -220,15 +220,20 @@ def parse_unit(
     """
     if content is None:
         return UnitState(None, f"{RECEIPT} is missing", is_begun=True)
+    problem, receipt = receipt_problem(unit, content, run_id=run_id)
+    if receipt is None:
+        return UnitState(None, problem)
+    strays = tuple(sorted(set(sizes) - set(receipt.files) - {RECEIPT}))
+    return UnitState(receipt, problem or _bad_sizes(receipt, sizes), strays)
+
+
+def receipt_problem(unit: str, content: bytes, *, run_id: str) -> tuple[str | None, Receipt | None]:
+    """Returns why a receipt does not make `unit` complete, if so, and the receipt, if it is one."""
     try:
         receipt = Receipt.parse(content)
     except ValueError as error:
-        return UnitState(None, f"{RECEIPT} is unreadable: {error}")
-    strays = tuple(sorted(set(sizes) - set(receipt.files) - {RECEIPT}))
-    problem = (
-        _other_unit(unit, receipt, run_id) or _bad_counts(receipt) or _bad_files(receipt, sizes)
-    )
-    return UnitState(receipt, problem, strays)
+        return f"{RECEIPT} is unreadable: {error}", None
+    return _other_unit(unit, receipt, run_id) or _bad_counts(receipt), receipt
 
 
 def _other_unit(unit: str, receipt: Receipt, run_id: str) -> str | None:
@@ -252,16 +257,16 @@ def _bad_counts(receipt: Receipt) -> str | None:
     named = sum(receipt.reasons.values())
     if named != receipt.n_bad:
         return f"{receipt.n_bad} samples are bad, but {named} have a reason"
-    return None
-
-
-def _bad_files(receipt: Receipt, sizes: Mapping[str, int]) -> str | None:
     parts = {part for name in receipt.files for part in PurePosixPath(name).parts}
     if not any(part.startswith("records.") for part in parts):
         return f"{RECEIPT} names no records"
     if (ERRORS in parts) != (receipt.n_bad > 0):
         has = "" if ERRORS in parts else "no "
         return f"{receipt.n_bad} samples are bad, but {RECEIPT} names {has}{ERRORS}"
+    return None
+
+
+def _bad_sizes(receipt: Receipt, sizes: Mapping[str, int]) -> str | None:
     for name, stamp in receipt.files.items():
         if name not in sizes:
             return f"{name} is missing"

@@ -139,9 +139,8 @@ def test_damage_is_found_and_the_next_commit_puts_it_right(cache, damage):
     opened = open_cache(cache.url)
     (fault,) = problems(opened, deep=True)
     assert fault.unit == UNIT
-    if opened.units and opened.identity["store"] == "zarr":
-        with pytest.raises(DamagedUnitError):
-            opened.read(UNIT)
+    with pytest.raises(DamagedUnitError, match=UNIT):
+        opened.read(UNIT)
     commit(cache)
     whole = open_cache(cache.url)
     assert np.array_equal(whole.read(UNIT)["score"], arrays()["score"])
@@ -164,16 +163,22 @@ def test_what_does_not_belong_is_reported_and_never_read(cache):
     assert open_cache(cache.url).units == [UNIT]
 
 
-def test_a_unit_without_receipt_or_of_another_run_is_not_there(cache):
+def test_a_unit_that_was_done_and_is_not_whole_is_refused_and_not_left_out(cache):
     commit(cache)
     path = folder(cache) / UNITS / UNIT / "receipt.json"
     receipt = json.loads(path.read_text())
-    path.write_text(json.dumps({**receipt, "run_id": "other"}))
-    assert open_cache(cache.url).units == []
-    path.write_text("{}")
-    assert open_cache(cache.url).units == []
-    path.unlink()
-    assert open_cache(cache.url).units == []
+    for spoil, says in (
+        (lambda: path.write_text(json.dumps({**receipt, "run_id": "other"})), "by run other"),
+        (lambda: path.write_text("{}"), "receipt.json is unreadable"),
+        (path.unlink, "manifest.parquet lists it"),
+    ):
+        spoil()
+        opened = open_cache(cache.url)
+        assert opened.rows == {}
+        with pytest.raises(DamagedUnitError, match=f"{UNIT}: .*{says}"):
+            opened.units  # noqa: B018
+    (folder(cache) / "manifest.parquet").unlink()
+    assert open_cache(cache.url).units == []  # one that never was done
 
 
 def test_two_commits_of_one_unit_at_once_leave_one(cache):
