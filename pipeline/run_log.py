@@ -92,10 +92,13 @@ def read_log(place: LocalPlace | ObjectPlace) -> Iterator[dict[str, Any]]:
 def _is_whole(event: Mapping[str, Any]) -> bool:
     """Whether an event has what its readers ask of it."""
     facts = _FACTS.get(str(event.get("event")), {})
+    if "event" not in event or not all(isinstance(event.get(n), kind) for n, kind in facts.items()):
+        return False
+    seconds = event.get("seconds", {"total": 0.0})
     return (
-        "event" in event
-        and all(isinstance(event.get(name), kind) for name, kind in facts.items())
-        and all(isinstance(value, int | float) for value in event.get("seconds", {}).values())
+        isinstance(seconds, dict)
+        and "total" in seconds
+        and all(isinstance(value, int | float) for value in seconds.values())
     )
 
 

@@ -266,7 +266,13 @@ def _write_manifest(cache: Cache, summary: Summary) -> None:
 
 
 def _check_extends(cache: Cache, identity: Mapping[str, Any]) -> None:
-    """Raises RunMismatchError unless only the views differ: further ones are scored alike."""
+    """Checks a cache that views are appended to, before anything is written.
+
+    Raises:
+        RunMismatchError: more than the views differ: further ones are scored alike.
+        DamagedUnitError: a unit of it is damaged: it would be left without these views.
+    """
+    cache.check_own()
     then, now = but_views(cache.identity), but_views(identity)
     if then != now:
         raise RunMismatchError(difference(cache.url, then, now))
@@ -277,10 +283,8 @@ def _of_cache(cache: Cache, units: Sequence[PendingUnit]) -> tuple[list[PendingU
 
     Raises:
         RequestError: a unit's shard was not given.
-        DamagedUnitError: a unit of `cache` is damaged: it would be left without these views.
     """
     by_name = {unit.name: unit for unit in units}
-    cache.check_own()
     missing = [row.shard for name, row in cache.rows.items() if name not in by_name]
     if missing:
         raise RequestError(
@@ -322,7 +326,7 @@ def _without_their_stamp(cache: Cache, done: Sequence[PendingUnit]) -> list[Pend
         shard = shards.get(event.get("unit", ""))
         if shard is None or event["event"] != "done" or not event.get("stamp"):
             continue
-        same = (event["size"], event["stamp"]) == (shard.size, shard.stamp)
+        same = (event.get("size"), event["stamp"]) == (shard.size, shard.stamp)
         (unchanged.add if same else unchanged.discard)(event["unit"])
     return [unit for unit in done if unit.name not in unchanged]
 
