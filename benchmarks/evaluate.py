@@ -26,7 +26,7 @@ import torch
 from ltrp_core.selection import num_kept
 from pipeline.store.cache import create_cache
 from pipeline.store.record_forms import FORMS
-from pipeline.store.units import publish, seal
+from pipeline.store.units import publish, seal, unit_name
 from stages.select_patches import SelectConfig, selection_fields
 
 HEIGHT, WIDTH, GRID = 480, 640, 14
@@ -91,7 +91,8 @@ def write_selections(path, keys, rng, per_unit):
     side = round(HEIGHT * 224 / 256)
     for start in range(0, len(keys), per_unit):
         part = keys[start : start + per_unit]
-        count, unit = len(part), f"random-{start:06d}"
+        count, shard = len(part), f"random-{start:06d}.tar"
+        unit = unit_name(shard)
         scores = rng.standard_normal((count, GRID**2)).astype(np.float16)
         box = [(HEIGHT - side) // 2, (WIDTH - side) // 2, side, side]
         arrays = {
@@ -108,7 +109,7 @@ def write_selections(path, keys, rng, per_unit):
         with cache.place.staging(unit) as staged:
             with FORMS["zarr"].writer(staged / FORMS["zarr"].file, fields) as writer:
                 writer.append({name: arrays[name] for name in fields})
-            source = {"name": f"{unit}.tar", "size": 0, "sha256": "0" * 64}
+            source = {"name": shard, "size": 0, "sha256": "0" * 64}
             receipt = seal(
                 staged, unit=unit, run_id=cache.run_id, n_ok=count, bad=[], input=source,
                 damage=None,

@@ -7,7 +7,6 @@ names) and our own safetensors. `checkpoints` is the way in; it checks what this
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.mae import MAE_CONFIGS, MAEConfig
+from ltrp_core.parsing import parse_json, parse_json_object
 from ltrp_core.shipped_weights import shipped_folder, where_to_get
 from ltrp_core.weight_checks import listed
 
@@ -113,7 +113,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return WeightsFile(path=path, state=state, metadata=file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -206,7 +206,7 @@ def interpret(file: WeightsFile) -> Weights:
 
 def _from_ours(file: WeightsFile) -> Weights:
     try:
-        config = MAEConfig(**json.loads(file.metadata["config"]))
+        config = MAEConfig(**parse_json_object(file.metadata["config"], "its header"))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.path}: its header does not hold the sizes of a masked autoencoder "
@@ -369,10 +369,8 @@ def _transformers_json(path: Path, weights: Path) -> dict[str, Any]:
             f"{weights} has the names of transformers, but no config.json lies beside it; "
             "put the one it was saved with there"
         )
-    try:
-        says = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not JSON ({first_line(error)}); copy it again") from error
+    remedy = "copy it again"
+    says = parse_json(path.read_bytes(), str(path), error=CheckpointError, remedy=remedy)
     found = says.get("model_type") if isinstance(says, dict) else None
     if found != "vit_mae":
         raise CheckpointError(

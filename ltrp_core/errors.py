@@ -13,6 +13,10 @@ class RequestError(ValueError):
     """
 
 
+class DamagedFileError(RequestError):
+    """A file does not read as what it should be; the message names it."""
+
+
 class CheckpointError(RequestError):
     """A weights file is unreadable, unsafe, incomplete or of another model."""
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from ltrp_core.checkpoint_formats import first_line
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, unknown_name
+from ltrp_core.parsing import parse_json
 from ltrp_core.positions import interpolate_positions, table_grid
 from ltrp_core.ranker_models import (
     MOBILE_FORMER,
@@ -246,12 +247,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise CheckpointError(f"no ranker in {str(folder)!r}: {CONFIG} is missing; {_REMEDY}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not JSON ({error}); copy it again or train the ranker again"
-        ) from error
+    remedy = "copy it again or train the ranker again"
+    config = parse_json(path.read_bytes(), str(path), error=CheckpointError, remedy=remedy)
     if not isinstance(config, dict) or not isinstance(config.get("ranker"), dict):
         foreign = config.get("model_type") if isinstance(config, dict) else None
         other = f", but of a model of type {foreign!r}" if foreign else ""
@@ -291,12 +288,12 @@ def _read_ranker(folder: Path) -> Ranker:
     path = folder / WEIGHTS
     try:
         state = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
     try:
         with torch.random.fork_rng(devices=[]):
             ranker = create_ranker(**config)
-    except (TypeError, RequestError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} describes no ranker: {error}; copy it again"
         ) from error

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from importlib import resources
 from pathlib import Path
 
@@ -38,13 +37,16 @@ class FileCountCache:
 
     def get(self, unit: str, categories: str) -> Arrays | None:
         """Returns the counts of a unit, if they are of these selections and annotations."""
+        wanted = self._identity(unit, categories)
         try:
             with np.load(self._path(unit, categories), allow_pickle=False) as file:
-                if str(file["identity"]) != self._identity(unit, categories):
+                if str(file["identity"]) != wanted:
                     return None
                 # Reading checks the checksum that a zip holds of each array.
                 found = {name: file[name] for name in _ARRAYS}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except MemoryError:
+            raise
+        except Exception:  # a damaged zip, or a damaged header in it, fails in every way there is
             return None
         self.hits += 1
         return found

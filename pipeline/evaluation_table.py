@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ltrp_core.errors import RequestError
+from pipeline.parsing import read_parquet
 from pipeline.store.receipts import replace_text
 from pipeline.tables import aligned, markdown, write_csv, write_parquet
 from stages.evaluate_patches import (
@@ -81,7 +81,7 @@ def read_rows(folder: Path, categories: str | None = None) -> list[EvaluationRow
     Raises:
         RequestError: that group was not evaluated.
     """
-    table = pq.read_table(folder / "evaluation.parquet", page_checksum_verification=True)
+    table = read_parquet(folder / "evaluation.parquet")
     rows = [EvaluationRow(**values) for values in table.to_pylist()]
     groups = list(dict.fromkeys(row.categories for row in rows))
     if categories is not None and categories not in groups:
@@ -91,7 +91,7 @@ def read_rows(folder: Path, categories: str | None = None) -> list[EvaluationRow
 
 def read_groups(folder: Path) -> list[str]:
     """Returns the groups of categories that were evaluated into `folder`, in their order."""
-    table = pq.read_table(folder / "evaluation.parquet", columns=["categories"])
+    table = read_parquet(folder / "evaluation.parquet", columns=["categories"])
     return list(dict.fromkeys(table["categories"].to_pylist()))
 
 

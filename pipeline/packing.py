@@ -12,6 +12,7 @@ from pathlib import Path
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import EXTENSIONS
 from pipeline.inputs.keys import image_keys
+from pipeline.parsing import read_json_object
 from pipeline.store.receipts import file_sha256, replace_text
 from pipeline.store.run_file import claim_folder
 from stages.pack import ImageFile
@@ -109,7 +110,7 @@ class PackFolder:
         for left_over in self.folder.glob(".*.tar.*"):
             left_over.unlink()
         path = self.folder / "shards.json"
-        stamps = json.loads(path.read_text()) if path.exists() else {}
+        stamps = read_json_object(path) if path.exists() else {}
         for name, stamp in stamps.items():
             shard = self.folder / name
             if shard.is_file() and shard.stat().st_size == stamp["size"]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ltrp_core.errors import RequestError
+from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.kinds import CACHES, open_cache_of
+from pipeline.parsing import read_parquet
 from pipeline.store.receipts import replace_text
 from pipeline.tables import aligned, markdown, write_csv, write_parquet
 from stages import evaluate_ranking
@@ -33,10 +32,10 @@ def read_tables(folder: Path) -> list[Table]:
         RequestError: there are none.
     """
     try:
-        read = functools.partial(pq.read_table, page_checksum_verification=True)
-        agreement = [AgreementRow(**r) for r in read(folder / "agreement.parquet").to_pylist()]
-        plateau = [PlateauRow(**r) for r in read(folder / "plateau.parquet").to_pylist()]
-    except (OSError, TypeError, pa.ArrowException) as error:
+        rows = {name: read_parquet(folder / f"{name}.parquet") for name in ("agreement", "plateau")}
+        agreement = [AgreementRow(**row) for row in rows["agreement"].to_pylist()]
+        plateau = [PlateauRow(**row) for row in rows["plateau"].to_pylist()]
+    except (OSError, TypeError, DamagedFileError) as error:
         raise RequestError(
             f"{folder} is no --out folder of `evaluate ranking` ({' '.join(str(error).split())})"
         ) from error

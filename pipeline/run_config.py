@@ -13,9 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ltrp_core.errors import RequestError, unknown_name
+from pipeline.parsing import parse_yaml
 
 COMMANDS = (
     "pack",
@@ -115,11 +114,7 @@ def read_config(source: str, changes: Sequence[str] = ()) -> RunConfig:
         RequestError: no such file, not of this form, or a change that names nothing.
     """
     where, text = _read(source)
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
-    document = _mapping(where, document, "the file")
+    document = _mapping(where, parse_yaml(text, where), "the file")
     for change in changes:
         _change(document, change)
     unknown = [key for key in document if key not in _TOP]
@@ -164,10 +159,7 @@ def _change(document: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals:
         raise RequestError(f"--set {change}: write STAGE.OPTION=VALUE")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"--set {change}: {text!r} is no YAML value") from error
+    value = parse_yaml(text, f"--set {change[:60]}: its value")
     stage, dot, option = key.partition(".")
     if not dot:
         document[key] = value

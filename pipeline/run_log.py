@@ -10,10 +10,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from ltrp_core.errors import DamagedFileError
+from ltrp_core.parsing import parse_json_object
 from pipeline.store.places import LocalPlace, ObjectPlace
 from pipeline.url_secrets import without_secrets
 
@@ -73,14 +76,37 @@ class RunLog:
 
 
 def read_log(place: LocalPlace | ObjectPlace) -> Iterator[dict[str, Any]]:
-    """Yields all events of all drivers, oldest driver first; a torn last line is left out."""
+    """Yields all events of all drivers, oldest driver first.
+
+    A torn last line is left out, and a damaged one: a log tells how a run went, not what it gave.
+    """
     names = [f"{LOG}/{name}" for name in place.names(LOG) if name.endswith(".jsonl")]
     for name in sorted(names):
         for line in _lines(place, name):
-            with suppress(ValueError):
-                event = json.loads(line.decode("utf-8", "replace"))
-                if isinstance(event, dict) and "event" in event:
+            with suppress(DamagedFileError):
+                event = parse_json_object(line.decode("utf-8", "replace"), name)
+                if _is_whole(event):
                     yield event
+
+
+def _is_whole(event: Mapping[str, Any]) -> bool:
+    """Whether an event has what its readers ask of it."""
+    facts = _FACTS.get(str(event.get("event")), {})
+    if "event" not in event or not all(isinstance(event.get(n), kind) for n, kind in facts.items()):
+        return False
+    seconds = event.get("seconds", {"total": 0.0})
+    return (
+        isinstance(seconds, dict)
+        and "total" in seconds
+        and all(isinstance(value, int | float) for value in seconds.values())
+    )
+
+
+_FACTS: Mapping[str, Mapping[str, Any]] = {
+    "start": {"time": int | float, "shards": list},
+    "done": {"time": int | float, "unit": str, "worker": str, "n_ok": int, "seconds": dict},
+    "failed": {"unit": str, "worker": str, "attempts": int, "reason": str},
+}
 
 
 def _lines(place: LocalPlace | ObjectPlace, name: str) -> Iterator[bytes]:
@@ -91,6 +117,24 @@ def _lines(place: LocalPlace | ObjectPlace, name: str) -> Iterator[bytes]:
     else:
         for content in place.read_many([name]).values():
             yield from io.BytesIO(content)
+
+
+def cpus_of_units(events: Iterable[Mapping[str, Any]], units: Collection[str]) -> dict[str, int]:
+    """Returns how many units were made on each kind of CPU, by `unit_work.cpu_kind`.
+
+    Those of GPUs, and of logs from before it was written down, are not counted.
+    """
+    newest = {event["unit"]: event.get("cpu") for event in events if event["event"] == "done"}
+    kinds = Counter(str(cpu) for unit, cpu in newest.items() if cpu and unit in units)
+    return dict(sorted(kinds.items()))
+
+
+def note_on_cpus(cpus: Mapping[str, int]) -> str:
+    """Returns what must be known of a cache that CPUs of several kinds have made; else nothing."""
+    if len(cpus) < 2:
+        return ""
+    made = ", ".join(f"{kind}: {count} unit(s)" for kind, count in cpus.items())
+    return f"made on CPUs of {len(cpus)} kinds ({made}): equal to the byte only among one kind"
 
 
 def images_per_second(place: LocalPlace | ObjectPlace) -> float | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import RequestError
@@ -18,11 +15,14 @@ from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import read_samples
 from pipeline.kinds import CACHES, check_kind, open_cache_of
+from pipeline.parsing import read_parquet
 from pipeline.ranking_evaluation import read_tables
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.run_log import images_per_second
 from pipeline.store.cache import Cache
+from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import file_sha256
+from pipeline.store.run_file import read_run
 from pipeline.store.units import unit_name
 from pipeline.training_folder import read_curve
 from stages import evaluate_patches, report
@@ -134,7 +134,7 @@ def _evaluation_rows(folder: Path) -> list[evaluate_patches.EvaluationRow]:
 
 
 def _differences(folder: Path) -> list[evaluate_patches.DifferenceRow]:
-    table = pq.read_table(folder / "evaluation_differences.parquet")
+    table = read_parquet(folder / "evaluation_differences.parquet")
     return [evaluate_patches.DifferenceRow(**values) for values in table.to_pylist()]
 
 
@@ -174,9 +174,8 @@ def _attention(
 
 def _identity(folder: Path) -> dict[str, object]:
     try:
-        identity: dict[str, object] = json.loads((folder / "run.json").read_text())["identity"]
-        return identity
-    except (OSError, ValueError, KeyError) as error:
+        return read_run(LocalPlace(folder))
+    except RequestError as error:
         raise RequestError(
             f"{folder} is no --out folder of a training stage: run.json is missing or unreadable"
         ) from error

@@ -23,7 +23,7 @@ from pipeline.inputs import Shard
 from pipeline.kinds import check_kind, open_cache_of
 from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.selection_table import write_selection_table
-from pipeline.store.cache import APPENDED, Cache, open_cache
+from pipeline.store.cache import APPENDED, Cache, open_cache, part_name
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.places import is_inside
 from pipeline.store.receipts import file_sha256
@@ -99,7 +99,7 @@ def run_append_views(
     config, options = _appending(base, asked, number)
     _check_device(config, pool)
     runner = CacheRunner(
-        out=f"{base.url}/{APPENDED}/views-{config.first_view:05d}",
+        out=f"{base.url}/{APPENDED}/{part_name(config.first_view)}",
         shards=shards,
         pool=pool,
         progress=progress,

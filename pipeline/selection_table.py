@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltrp_core.errors import DamagedFileError
+from pipeline.parsing import open_parquet, parse_parquet
 from pipeline.store.cache import Cache
+from pipeline.store.errors import DamagedUnitError
 from pipeline.store.lock import place_lock
 from pipeline.store.manifest import TABLE, manifest_bytes
+from pipeline.store.receipts import file_sha256
 from stages.protocols import Arrays
 from stages.records import kept_name
 
@@ -32,15 +38,59 @@ def write_selection_table(cache: Cache) -> None:
         units = hashlib.sha256(manifest_bytes(cache.rows.values())).hexdigest().encode()
         if _units_of_table(cache) == units:
             return
-        names = [kept_name(ratio) for ratio in cache.run["keep_ratio"]]
-        schema = _schema(names).with_metadata({_OF_UNITS: units})
         with cache.place.staging(TABLE) as folder:
-            file = folder / TABLE
-            with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
-                for unit in cache.units:
-                    arrays = cache.read(unit, ["size", "crop", "flip", *names])
-                    writer.write_table(pa.table(_columns(unit, arrays, names), schema=schema))
-            cache.place.replace_from(TABLE, file)
+            _write(cache, folder / TABLE, units)
+            cache.place.replace_from(TABLE, folder / TABLE)
+
+
+def table_problem(cache: Cache, *, deep: bool = False) -> str | None:
+    """Returns what is wrong with the table of a finished cache in one line, or None.
+
+    It is a copy of the units, so a cache without one is whole.
+
+    Args:
+        deep: compare all of it with the units; else only which units it was written for.
+
+    Raises:
+        DamagedUnitError: a unit cannot be read.
+    """
+    if TABLE not in cache.place.names(""):
+        return None
+    try:
+        units = hashlib.sha256(manifest_bytes(cache.rows.values())).hexdigest().encode()
+        if _units_of_table(cache) != units:
+            return f"{TABLE} is damaged, or of other units than are there"
+        if not deep:
+            return None
+        with (
+            tempfile.TemporaryDirectory(prefix="ltrp-") as folder,
+            cache.place.local_copy(TABLE) as path,
+        ):
+            again = Path(folder, TABLE)
+            _write(cache, again, units)
+            # Equal rows in other bytes: another version of the library has written them.
+            if file_sha256(path) == file_sha256(again):
+                return None
+            found, expected = parse_parquet(path, TABLE), parse_parquet(again, TABLE)
+            same = found.equals(expected) and _writer(path) != _writer(again)
+        return None if same else f"{TABLE} is not what the units say"
+    except DamagedUnitError:
+        raise
+    except DamagedFileError as error:
+        return str(error)
+
+
+def _writer(path: Path) -> str:
+    return str(open_parquet(path, TABLE).metadata.created_by)
+
+
+def _write(cache: Cache, file: Path, units: bytes) -> None:
+    names = [kept_name(ratio) for ratio in cache.run["keep_ratio"]]
+    schema = _schema(names).with_metadata({_OF_UNITS: units})
+    with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
+        for unit in cache.units:
+            arrays = cache.read(unit, ["size", "crop", "flip", *names])
+            writer.write_table(pa.table(_columns(unit, arrays, names), schema=schema))
 
 
 def _schema(names: list[str]) -> pa.Schema:
@@ -75,7 +125,8 @@ def _units_of_table(cache: Cache) -> bytes | None:
         return None
     try:
         with cache.place.local_copy(TABLE, [""]) as path:
-            found: bytes | None = (pq.read_schema(path).metadata or {}).get(_OF_UNITS)
+            schema = open_parquet(path, TABLE).schema_arrow
+            found: bytes | None = (schema.metadata or {}).get(_OF_UNITS)
             return found
-    except pa.ArrowInvalid:
+    except DamagedFileError:
         return None

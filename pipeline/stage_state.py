@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.inputs import find_shards
+from pipeline.parsing import read_json_object
 from pipeline.store.receipts import file_sha256, replace_text
 from pipeline.url_secrets import without_secrets
 
@@ -52,10 +53,10 @@ def state_of_path(path: str) -> Any:
 def is_done(base: Path, folder: Path, inputs: str) -> bool:
     """Whether the stage that writes `folder` ended well on these inputs."""
     try:
-        stamp = json.loads((base / STAMPS / f"{folder.name}.json").read_text())
+        stamp = read_json_object(base / STAMPS / f"{folder.name}.json")
     except (OSError, ValueError):
-        return False
-    return bool(stamp["inputs"] == inputs) and folder.is_dir()
+        return False  # run again, it finds what is there
+    return bool(stamp.get("inputs") == inputs) and folder.is_dir()
 
 
 def mark_done(base: Path, folder: Path, inputs: str, command: str, name: str) -> None:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.errors import CheckpointError
+from pipeline.parsing import parse_json_object, read_json_object
 from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import file_sha256, replace_text
-from pipeline.store.run_file import claim_folder, read_run
+from pipeline.store.run_file import claim_folder, read_run, run_id
 from pipeline.training_loggers import LogTo, open_logger
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class DiskTrainingFolder:
         self._on_note = on_note
         self._written = time.monotonic()
         self._number = 0
+        self._run_id = ""
         self._writer: SummaryWriter | None = None
         self._logger = open_logger(log_to, self.path)
         self._logs = False
@@ -67,7 +69,7 @@ class DiskTrainingFolder:
         Raises:
             RunMismatchError: it holds another run; the message names every difference.
         """
-        claim_folder(self.path, self.stage, identity)
+        self._run_id = run_id(claim_folder(self.path, self.stage, identity))
 
     def resume(self) -> Mapping[str, Any] | None:
         """Returns the state of the last checkpoint that is whole, or None at the start.
@@ -76,7 +78,8 @@ class DiskTrainingFolder:
             CheckpointError: there are some, and none is whole.
         """
         folder = self.path / CHECKPOINTS
-        receipts = sorted(folder.glob("*.json"), reverse=True)
+        found = (path for path in folder.glob("*.json") if path.stem.isdecimal())
+        receipts = sorted(found, reverse=True)
         problems = []
         for receipt in receipts:
             self._number = max(self._number, int(receipt.stem))
@@ -105,7 +108,11 @@ class DiskTrainingFolder:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        receipt = {"sha256": file_sha256(path), "size": path.stat().st_size}
+        receipt = {
+            "run_id": self._run_id,
+            "sha256": file_sha256(path),
+            "size": path.stat().st_size,
+        }
         replace_text(path.with_suffix(".json"), json.dumps(receipt))
         for old in folder.iterdir():
             if old.stem.isdecimal() and int(old.stem) <= self._number - _KEPT:
@@ -161,8 +168,11 @@ class DiskTrainingFolder:
         return self._writer
 
     def _read(self, receipt: Path) -> Mapping[str, Any]:
-        stamp = json.loads(receipt.read_text())
+        stamp = read_json_object(receipt)
         path = receipt.with_suffix(".pt")
+        # Those of before this was written say nothing of it.
+        if stamp.get("run_id", self._run_id) != self._run_id:
+            raise ValueError(f"it is of run {stamp['run_id']}, not of {self._run_id}")
         data = path.read_bytes()
         if len(data) != stamp["size"]:
             raise ValueError(f"{len(data)} bytes instead of {stamp['size']}")
@@ -183,7 +193,8 @@ class DiskTrainingFolder:
 def read_curve(folder: Path) -> list[dict[str, float]]:
     """Returns the rows of a training run's curve, or none if there is no file."""
     path = folder / CURVE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [parse_json_object(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
 
 
 def _line(error: BaseException) -> str:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from ltrp_core.errors import RequestError
 from pipeline.faults import fault_point
 from pipeline.inputs import OnDamage, Shard
-from pipeline.run_log import RunLog, read_log
+from pipeline.run_log import RunLog, cpus_of_units, note_on_cpus, read_log
 from pipeline.shares import parse_share
-from pipeline.store.cache import Cache, create_cache
+from pipeline.store.cache import Cache, but_views, create_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
@@ -142,6 +142,8 @@ class CacheRunner:
                 log.write("end", **run.totals())
                 log.flush()
                 _write_manifest(cache, summary)
+                note = note_on_cpus(cpus_of_units(read_log(cache.place), cache.rows))
+                summary.notes += [note] if note and summary.done else []
                 summary.notes += [log.problem] if log.problem else []
         run.close(self.pool.start_up_s)
         return summary
@@ -201,7 +203,9 @@ class _Run:
             summary.notes += [f"{unit.shard.name}: {note}" for note in outcome.result["notes"]]
             stamp = {"stamp": unit.shard.stamp, "size": unit.shard.size}
             counts = {"n_ok": row.n_ok, "n_bad": row.n_bad}
-            self.log.write("done", **facts, **counts, **stamp, seconds=seconds)
+            self.log.write(
+                "done", **facts, **counts, **stamp, seconds=seconds, cpu=outcome.result["cpu"]
+            )
             self.metrics.done(**counts, seconds=seconds)
         elif outcome.stop:
             summary.stopped = outcome.error
@@ -262,12 +266,14 @@ def _write_manifest(cache: Cache, summary: Summary) -> None:
 
 
 def _check_extends(cache: Cache, identity: Mapping[str, Any]) -> None:
-    """Raises RunMismatchError unless only the views differ: further ones are scored alike."""
-    views = {"views", "first_view", "schema"}
-    then, now = (
-        {name: value for name, value in run.items() if name not in views}
-        for run in (cache.identity, identity)
-    )
+    """Checks a cache that views are appended to, before anything is written.
+
+    Raises:
+        RunMismatchError: more than the views differ: further ones are scored alike.
+        DamagedUnitError: a unit of it is damaged: it would be left without these views.
+    """
+    cache.check_own()
+    then, now = but_views(cache.identity), but_views(identity)
     if then != now:
         raise RunMismatchError(difference(cache.url, then, now))
 
@@ -320,7 +326,7 @@ def _without_their_stamp(cache: Cache, done: Sequence[PendingUnit]) -> list[Pend
         shard = shards.get(event.get("unit", ""))
         if shard is None or event["event"] != "done" or not event.get("stamp"):
             continue
-        same = (event["size"], event["stamp"]) == (shard.size, shard.stamp)
+        same = (event.get("size"), event["stamp"]) == (shard.size, shard.stamp)
         (unchanged.add if same else unchanged.discard)(event["unit"])
     return [unit for unit in done if unit.name not in unchanged]
 

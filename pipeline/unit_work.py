@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from pipeline.store.record_checks import RowDigests, check_records
 from pipeline.store.record_forms import FORMS
 from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.workers import Slot
+from stages.devices import resolve_device
 from stages.protocols import ArrayField, Arrays, UnitStage
 
 MakeStage = Callable[[str], UnitStage]
@@ -71,9 +73,10 @@ class UnitWork:
         self.settings = settings
         self.threads = settings.decode_threads or slot.cpus
         self.place = open_place(settings.cache)
+        self.cpu = cpu_kind(str(getattr(self.stage, "device", slot.device)))
 
     def __call__(self, unit: PendingUnit) -> dict[str, Any]:
-        """Commits one unit; returns its manifest row, where the time went, and notes."""
+        """Commits one unit; returns its manifest row, where the time went, notes, the CPU."""
         started = time.monotonic()
         fault_point("before_read", unit.name)
         _check_space(self.place, unit.shard, self.settings.fields)
@@ -121,7 +124,20 @@ class UnitWork:
             "row": UnitRow.of(receipt),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "notes": self.stage.take_notes(),
+            "cpu": self.cpu,
         }
+
+
+def cpu_kind(device: str) -> str:
+    """Returns what tells CPUs apart that round sums differently; empty where a GPU computes.
+
+    Torch picks its kernels by it: another width of vectors adds in another order.
+    """
+    import torch
+
+    if resolve_device(device).type != "cpu":
+        return ""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _timed(batches: Iterator[Arrays], clock: dict[str, float], name: str) -> Iterator[Arrays]:

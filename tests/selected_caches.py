@@ -5,7 +5,7 @@ import numpy as np
 from ltrp_core.selection import num_kept
 from pipeline.store.cache import create_cache, open_cache
 from pipeline.store.record_forms import FORMS
-from pipeline.store.units import publish, seal
+from pipeline.store.units import publish, seal, unit_name
 from stages.select_patches import SelectConfig, selection_fields
 
 GRID, PATCH = 4, 8
@@ -31,17 +31,18 @@ def selection_arrays(keys, seed):
 
 
 def write_selections(path, units, seed=0):
-    """Writes a cache of selections; `units` is keys by unit name."""
+    """Writes a cache of selections; `units` is keys by the name of a shard without .tar."""
     fields = selection_fields(SelectConfig(ranker="none", keep_ratio=RATIOS), GRID**2)
     run = {"keep_ratio": RATIOS, "image_size": SIZE, "patch_size": PATCH, "store": "zarr"}
     cache = create_cache(path, "select", run | {"seed": seed})
     form = FORMS["zarr"]
-    for number, (unit, keys) in enumerate(units.items()):
+    for number, (shard, keys) in enumerate(units.items()):
+        unit = unit_name(f"{shard}.tar")
         arrays = selection_arrays(keys, seed + number)
         with cache.place.staging(unit) as staged:
             with form.writer(staged / form.file, fields) as writer:
                 writer.append({name: arrays[name] for name in fields})
-            source = {"name": f"{unit}.tar", "size": 0, "sha256": "0" * 64}
+            source = {"name": f"{shard}.tar", "size": 0, "sha256": "0" * 64}
             receipt = seal(staged, unit=unit, run_id=cache.run_id, n_ok=len(keys), bad=[],
                            input=source, damage=None)  # fmt: skip
             publish(cache.place, staged, receipt)

@@ -71,14 +71,16 @@ def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options:
     faults = list(problems(opened, deep=deep))
     for fault in faults:
         say(printable(fault.what))
+    damaged = [fault for fault in faults if fault.unit is not None]
     if repair:
-        damaged = [fault.unit for fault in faults if fault.unit is not None]
         with place_lock(opened.place):
-            for unit in damaged:
-                quarantine(opened.place, unit)
-        say(f"{len(damaged)} unit(s) moved to quarantine; run the same `score` again")
+            for fault in damaged:
+                quarantine(fault.place or opened.place, str(fault.unit))
+        stage = opened.identity.get("stage", "score")
+        say(f"{len(damaged)} unit(s) moved to quarantine; run the same `{stage}` again")
     count = len(faults) + (_rescore(opened, share, **options) if share is not None else 0)
-    rows = opened.rows.values()
+    units = {fault.unit for fault in damaged if fault.place is opened.place}
+    rows = [row for unit, row in opened.rows.items() if unit not in units]
     n_in, n_ok, n_bad = (sum(getattr(r, name) for r in rows) for name in ("n_in", "n_ok", "n_bad"))
     say(f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults")
     return 1 if count else 0
@@ -152,6 +154,8 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
     if unit is None:
         for row in opened.rows.values():
             say(f"{row.unit}  {row.n_ok} ok, {row.n_bad} bad, {row.bytes} bytes")
+        for name, problem in opened.damaged.items():
+            say(f"{name}  damaged: {problem}")
         return 0
     name = find_unit(opened, unit)
     text = describe_unit(opened, name) if key is None else describe_sample(opened, name, key)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
 from pipeline.replay import match_shards, replay_views
 from pipeline.store.cache import Cache
-from pipeline.store.units import ERRORS, UNITS
 from pipeline.terminal import printable
 from stages.protocols import Arrays
 
@@ -35,10 +32,12 @@ def find_unit(cache: Cache, name: str) -> str:
     by_shard = {row.shard: unit for unit, row in cache.rows.items()}
     if name in cache.rows or name in by_shard:
         return name if name in cache.rows else by_shard[name]
-    matches = [unit for unit in cache.units if unit.startswith(name)]
+    if name in cache.damaged:
+        cache.receipt(name)  # says what is wrong with it
+    matches = [unit for unit in cache.rows if unit.startswith(name)]
     if len(matches) == 1:
         return matches[0]
-    near = matches[:3] or difflib.get_close_matches(name, [*cache.units, *by_shard], 3, 0.4)
+    near = matches[:3] or difflib.get_close_matches(name, [*cache.rows, *by_shard], 3, 0.4)
     what = f"{len(matches)} units begin with" if matches else "no complete unit is"
     raise RequestError(f"{cache.url}: {what} {name!r}; near: {', '.join(near) or 'nothing'}")
 
@@ -150,25 +149,16 @@ def _row(cache: Cache, unit: str, arrays: Arrays, key: str) -> int | None:
     keys = arrays["key"].tolist()
     if key in keys:
         return int(keys.index(key))
-    bad = _errors(cache, unit)
-    if any(entry["key"] == key for entry in bad):
+    bad = [entry.key for entry in cache.errors(unit)]
+    if key in bad:
         return None
-    near = difflib.get_close_matches(key, [*keys, *(entry["key"] for entry in bad)], 3, 0.4)
+    near = difflib.get_close_matches(key, [*keys, *bad], 3, 0.4)
     raise RequestError(f"{unit} has no sample {key!r}; near: {', '.join(near) or 'nothing'}")
 
 
-def _errors(cache: Cache, unit: str) -> list[dict[str, Any]]:
-    receipt = cache.receipt(unit)
-    if not receipt.n_bad:
-        return []
-    data = cache.place.read(f"{UNITS}/{unit}/{receipt.path_of(ERRORS)}")
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
-    return rows
-
-
 def _bad_sample(cache: Cache, unit: str, key: str) -> str:
-    entry = next(entry for entry in _errors(cache, unit) if entry["key"] == key)
-    return printable(f"{key} of {unit} was left out: {entry['reason']}: {entry['message']}")
+    entry = next(entry for entry in cache.errors(unit) if entry.key == key)
+    return printable(f"{key} of {unit} was left out: {entry.reason}: {entry.message}")
 
 
 def _grid(cache: Cache) -> int:

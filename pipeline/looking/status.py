@@ -1,13 +1,12 @@
 """How far a run is, what failed and where the time goes: from names, the manifest and the log.
 
-Receipts are read only of units that the manifest does not have yet, so that a cache of 100,000
-units is looked at in seconds. `verify` is what checks them.
+Receipts are read, but not files' sizes; of a cache of many units only the receipts of those that
+the manifest does not have yet, so that 100,000 are looked at in seconds. `verify` is what checks.
 """
 
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import math
 import time
@@ -16,15 +15,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipeline.run_log import read_log
+from ltrp_core.errors import DamagedFileError
+from pipeline.run_log import cpus_of_units, note_on_cpus, read_log
 from pipeline.store.cache import Cache
-from pipeline.store.lock import LEASE_S, LOCK
-from pipeline.store.manifest import MANIFEST, SCHEMA, UnitRow
+from pipeline.store.lock import LOCK, is_expired, lease_holder
+from pipeline.store.manifest import MANIFEST, UnitRow, read_manifest
 from pipeline.store.places import LocalPlace
-from pipeline.store.receipts import Receipt
-from pipeline.store.units import RECEIPT, UNITS, unit_name
+from pipeline.store.units import RECEIPT, UNITS, receipt_problem, unit_name
 from pipeline.terminal import printable
 
 STEPS = ("read", "decode", "wait", "model", "write")
@@ -73,6 +70,10 @@ class Status:
     """images/s by host:device, all its processes together"""
     eta_s: float | None
     appended: tuple[str, ...]
+    cpus: Mapping[str, int]
+    """Units by the kind of CPU that made them, as far as it is known"""
+    problems: tuple[str, ...]
+    """What is wrong with units that were done, and what was not looked at"""
 
     def count(self, state: str) -> int:
         """Returns the shards in a state."""
@@ -86,7 +87,8 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
         now: seconds since the epoch; the present if omitted.
     """
     now = time.time() if now is None else now
-    rows = _rows(cache)
+    problems: list[str] = []
+    rows = _rows(cache, problems)
     events = list(read_log(cache.place))
     given = next((e["shards"] for e in reversed(events) if e["event"] == "start"), None)
     names = given if given is not None else [row.shard for row in rows.values()]
@@ -120,29 +122,40 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
         eta_s=len(pending) * a_shard / rate if known and rate and a_shard else None,
         appended=tuple(
             f"{part.url.rsplit('/', 1)[-1]}: {part.identity['views']} view(s), "
-            f"{len(_rows(part))} of {len(rows)} units"
+            f"{len(_rows(part, problems))} of {len(rows)} units"
             for part in cache.parts
         ),
+        cpus=cpus_of_units(events, rows),
+        problems=tuple(problems),
     )
 
 
-def _rows(cache: Cache) -> dict[str, UnitRow]:
-    """Returns the rows of the units that are there, from the manifest where it has them."""
+_MOST_RECEIPTS = 4096
+"""Of a cache with more units only those are read that the manifest does not have."""
+
+
+def _rows(cache: Cache, problems: list[str]) -> dict[str, UnitRow]:
+    """Returns the rows of the units that are there; adds what is wrong to `problems`."""
     there = cache.place.names(UNITS)
     known: dict[str, UnitRow] = {}
-    for content in cache.place.read_many([MANIFEST]).values():
-        table = pq.read_table(io.BytesIO(content), schema=SCHEMA)
-        columns = [table[name].to_pylist() for name in SCHEMA.names]
-        known = {values[0]: UnitRow(*values) for values in zip(*columns, strict=True)}
-    rows = {unit: known[unit] for unit in there if unit in known}
-    new = {f"{UNITS}/{unit}/{RECEIPT}": unit for unit in there if unit not in known}
+    try:
+        known = {row.unit: row for row in read_manifest(cache.place)}
+    except DamagedFileError as error:
+        problems.append(f"{error}; the next run rebuilds it")
+    for unit in sorted(set(known) - set(there)):
+        problems.append(f"{unit}: {MANIFEST} lists it, and it is not there")
+    rows: dict[str, UnitRow] = {}
+    if len(there) > _MOST_RECEIPTS:
+        rows = {unit: known[unit] for unit in there if unit in known}
+        problems.append(f"{len(rows)} units as {MANIFEST} lists them; `verify` reads them")
+    new = {f"{UNITS}/{unit}/{RECEIPT}": unit for unit in there if unit not in rows}
     for name, content in cache.place.read_many(new).items():
-        try:
-            receipt = Receipt.parse(content)
-        except ValueError:
-            continue  # `verify` names it
-        if receipt.run_id == cache.run_id:
-            rows[new[name]] = UnitRow.of(receipt)
+        unit = new[name]
+        problem, receipt = receipt_problem(unit, content, run_id=cache.run_id)
+        if problem is None and receipt is not None:
+            rows[unit] = UnitRow.of(receipt)
+        else:
+            problems.append(f"{unit}: {problem}")
     return rows
 
 
@@ -244,11 +257,10 @@ def _writer(cache: Cache) -> str:
         except OSError:
             return ""
         return ""
-    for content in place.read_many([LOCK]).values():
-        holder = json.loads(content)
-        if time.time() - float(holder.get("renewed", 0.0)) <= LEASE_S:
-            return json.dumps({"host": holder["host"], "pid": holder["pid"]})
-    return ""
+    holder = lease_holder(place)
+    if is_expired(holder):
+        return ""
+    return json.dumps({name: holder.get(name) for name in ("host", "pid")})
 
 
 def to_json(status: Status) -> str:
@@ -294,6 +306,9 @@ def format_status(status: Status, *, shards: bool = False) -> str:
         )
     lines += [f"  worker   {name}: {rate:.2f} images/s" for name, rate in status.workers.items()]
     lines += [f"  views    {line}" for line in status.appended]
+    note = note_on_cpus(status.cpus)
+    lines += [f"  cpu      {note}"] if note else []
+    lines += [f"  problem  {line}" for line in status.problems]
     listed = status.shards if shards else [s for s in status.shards if s.state == "failed"]
     lines += [_line(shard) for shard in listed]
     return "\n".join(lines)

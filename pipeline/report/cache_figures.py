@@ -5,18 +5,15 @@ Counts come from the receipts, time from the log; scores are read of some units 
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.looking.status import read_status
 from pipeline.store.cache import Cache
-from pipeline.store.units import ERRORS, UNITS
 
 _UNITS_READ = 16
 """Of the units, evenly spread: a cache of millions of images is described in seconds."""
@@ -162,12 +159,10 @@ def _errors(cache: Cache, reasons: Mapping[str, int]) -> list[ErrorKind]:
             break
         if not row.n_bad:
             continue
-        path = cache.receipt(unit).path_of(ERRORS)
-        content = cache.place.read(f"{UNITS}/{unit}/{path}")
-        for entry in pq.read_table(io.BytesIO(content)).to_pylist():
-            if missing[entry["reason"]] > 0:
-                missing[entry["reason"]] -= 1
-                examples[entry["reason"]].append((entry["key"], entry["message"]))
+        for entry in cache.errors(unit):
+            if missing[entry.reason] > 0:
+                missing[entry.reason] -= 1
+                examples[entry.reason].append((entry.key, entry.message))
     return [
         ErrorKind(reason=reason, count=count, examples=examples[reason])
         for reason, count in reasons.items()

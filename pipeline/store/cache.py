@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +12,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ltrp_core.errors import RequestError
+from ltrp_core.errors import DamagedFileError, RequestError
+from pipeline.parsing import parse_parquet
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.manifest import MANIFEST, UnitRow, manifest_bytes, manifest_table
+from pipeline.store.manifest import (
+    MANIFEST,
+    UnitRow,
+    manifest_bytes,
+    manifest_table,
+    read_manifest,
+)
 from pipeline.store.places import ATTEMPTS, LocalPlace, ObjectPlace, open_place
 from pipeline.store.receipts import Receipt
 from pipeline.store.record_forms import FORMS
-from pipeline.store.run_file import claim_place, read_run, run_id
-from pipeline.store.units import RECEIPT, UNITS, UnitState, parse_unit
-from stages.protocols import Arrays
+from pipeline.store.run_file import claim_place, difference, read_run, run_id
+from pipeline.store.units import ERRORS, RECEIPT, UNITS, UnitState, parse_unit
+from stages.protocols import Arrays, BadSample
 
 APPENDED = "appended"
 """Folder of the caches that hold further views of the same samples."""
@@ -26,13 +35,16 @@ _RECEIPTS_AT_A_TIME = 4096
 """Read together, so that an object store is asked for many at once."""
 _VIEW_ARRAYS = frozenset({"crop", "flip", "visible", "score", "pixels"})
 """Arrays whose second axis is the views."""
+_OF_VIEWS = frozenset({"views", "first_view", "schema"})
+"""What views that are appended may have otherwise than the cache that they belong to."""
 
 
 class Cache:
     """A cache that exists.
 
-    Readers trust a unit only if its receipt is of this run and every file has its size. Views that
-    were appended are seen as soon as every unit has them.
+    Readers trust a unit only if its receipt is of this run and of this unit, and every file has its
+    size. One that was done and is damaged is an error to them: they would be silently given less.
+    Views that were appended are seen as soon as every unit has them.
     """
 
     def __init__(self, place: LocalPlace | ObjectPlace, identity: Mapping[str, Any]) -> None:
@@ -60,19 +72,54 @@ class Cache:
             else (self.identity)
         )
 
-    @cached_property
+    @property
     def rows(self) -> dict[str, UnitRow]:
         """What is known of the complete units, by name, sorted; read once."""
-        found = {}
+        return self._known[0]
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """What is wrong with units that were done and are not whole now, by name; read once."""
+        return self._known[1]
+
+    @cached_property
+    def _known(self) -> tuple[dict[str, UnitRow], dict[str, str]]:
+        try:
+            # Before the units: those that a run adds meanwhile are not missed then.
+            listed = read_manifest(self.place)
+        except DamagedFileError:
+            listed = []  # only a copy of the receipts
+        rows, damaged = {}, {}
         for unit, state in self._states():
             if state.problem is None and state.receipt is not None:
-                found[unit] = UnitRow.of(state.receipt)
-        return found
+                rows[unit] = UnitRow.of(state.receipt)
+            elif state.problem is not None and not state.is_begun:
+                damaged[unit] = state.problem
+        for row in listed:
+            if row.unit not in rows and row.unit not in damaged:
+                damaged[row.unit] = (
+                    f"{MANIFEST} lists it, made of shard {row.shard}, and it is not there"
+                )
+        return rows, dict(sorted(damaged.items()))
 
     @property
     def units(self) -> Sequence[str]:
-        """Names of the complete units, sorted."""
+        """Names of the complete units, sorted.
+
+        Raises:
+            DamagedUnitError: a unit that was done is damaged or gone, here or of appended views.
+        """
+        self.check_own()
+        for part in self.parts:
+            part.check_own()
         return sorted(self.rows)
+
+    def check_own(self) -> None:
+        """Raises what `units` does, of this cache without its appended views."""
+        for unit, problem in self.damaged.items():
+            more = len(self.damaged) - 1
+            others = f" (and {more} more damaged unit(s))" if more else ""
+            raise self._damage(unit, f"{problem}{others}")
 
     @property
     def manifest(self) -> pa.Table:
@@ -81,16 +128,42 @@ class Cache:
 
     @cached_property
     def appended(self) -> Sequence[Cache]:
-        """The caches of further views that have every unit of this one, in order."""
+        """The caches of further views that have every unit of this one, in order.
+
+        Raises:
+            DamagedUnitError: one is not of this cache, or holds the views of another.
+        """
+        first = int(self.identity.get("first_view", 0)) + int(self.identity.get("views", 0))
+        for part in self.parts:
+            problem = self.part_problem(part, first)
+            if problem is not None:
+                raise DamagedUnitError(f"{part.url}: {problem}")
+            first += int(part.identity["views"])
         return [part for part in self.parts if set(self.rows) <= set(part.rows)]
 
     @cached_property
     def parts(self) -> Sequence[Cache]:
         """All caches of further views, finished or not, in the order of their views."""
-        found = [
-            open_cache(f"{self.place.url}/{APPENDED}/{name}") for name in self.place.names(APPENDED)
-        ]
-        return sorted(found, key=lambda part: int(part.identity["first_view"]))
+        found = [open_cache(url) for url in self.part_urls]
+        return sorted(found, key=lambda part: (int(part.identity["first_view"]), part.url))
+
+    @property
+    def part_urls(self) -> Sequence[str]:
+        """Where the caches of further views are."""
+        return [f"{self.place.url}/{APPENDED}/{name}" for name in self.place.names(APPENDED)]
+
+    def part_problem(self, part: Cache, first_view: int) -> str | None:
+        """Returns why `part` is not the views from `first_view` on of this cache, or None."""
+        then, now = but_views(self.identity), but_views(part.identity)
+        if then != now:
+            return f"it is no part of this cache; move it away: {difference(self.url, then, now)}"
+        found = int(part.identity["first_view"])
+        if found != first_view or not part.url.endswith(f"/{part_name(first_view)}"):
+            return (
+                f"it holds the views from {found} on, and those from {first_view} on belong into "
+                f"{part_name(first_view)}; move away what was copied there"
+            )
+        return None
 
     def scan(self) -> dict[str, UnitState]:
         """Returns what is known of everything under units/, by name, sorted."""
@@ -109,7 +182,7 @@ class Cache:
             names = {unit: f"{UNITS}/{unit}/{RECEIPT}" for unit in some}
             contents = self.place.read_many(names.values())
             for unit, name in names.items():
-                state = parse_unit(contents.get(name), sizes.pop(unit), run_id=self.run_id)
+                state = parse_unit(unit, contents.get(name), sizes.pop(unit), run_id=self.run_id)
                 yield unit, state
 
     def receipt(self, unit: str) -> Receipt:
@@ -117,12 +190,21 @@ class Cache:
 
         Raises:
             RequestError: no complete unit has that name.
+            DamagedUnitError: it is not there any more, or not what it was.
         """
+        if unit in self.damaged:
+            raise self._damage(unit, self.damaged[unit])
         if unit not in self.rows:
             raise RequestError(
                 f"{self.url} has no complete unit {unit!r}; see `ltrp-pipeline verify`"
             )
-        return Receipt.parse(self.place.read(f"{UNITS}/{unit}/{RECEIPT}"))
+        try:
+            receipt = Receipt.parse(self.place.read(f"{UNITS}/{unit}/{RECEIPT}"))
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damage(unit, error) from error
+        if UnitRow.of(receipt) != self.rows[unit]:
+            raise self._damage(unit, f"{RECEIPT} is another than when the cache was opened")
+        return receipt
 
     def read(self, unit: str, names: Collection[str] | None = None) -> Arrays:
         """Returns the arrays of one unit, appended views included.
@@ -137,8 +219,12 @@ class Cache:
         arrays = self.read_own(unit, names)
         parts = [part.read_own(unit, names) for part in self.appended]
         for part, more in zip(self.appended, parts, strict=True):
-            if not np.array_equal(more["key"], arrays["key"]):
-                raise DamagedUnitError(f"{part.url}: unit {unit} has other keys than {self.url}")
+            same = part.rows[unit].shard_sha256 == self.rows[unit].shard_sha256
+            if not same or not np.array_equal(more["key"], arrays["key"]):
+                what = "keys" if same else "shard"
+                raise DamagedUnitError(
+                    f"{part.url}: unit {unit} is of another {what} than in {self.url}"
+                )
         for name in _VIEW_ARRAYS & set(arrays) if parts else ():
             arrays[name] = np.concatenate([arrays[name], *(part[name] for part in parts)], axis=1)
         return arrays
@@ -149,23 +235,51 @@ class Cache:
         wanted = None if names is None else {"key", *names}
         records, stamps = receipt.records
         form = FORMS[str(self.identity["store"])]
-        remedy = f"`ltrp-pipeline verify {self.url} --deep --repair`, then the same run again"
         try:
             with self.place.local_copy(f"{UNITS}/{unit}/{records}", stamps) as path:
-                arrays = form.read(path, wanted)
-        except (FileNotFoundError, DamagedUnitError) as error:
-            raise DamagedUnitError(f"{self.url}: unit {unit}: {error}; {remedy}") from error
+                arrays = form.read(path, wanted, stamps)
+        except (FileNotFoundError, DamagedFileError) as error:
+            raise self._damage(unit, error) from error
         counts = {name: len(values) for name, values in arrays.items()}
         if set(counts.values()) != {receipt.n_ok}:
-            raise DamagedUnitError(
-                f"{self.url}: unit {unit}: the receipt says {receipt.n_ok} records, the arrays "
-                f"hold {counts}; {remedy}"
+            raise self._damage(
+                unit, f"the receipt says {receipt.n_ok} records, the arrays hold {counts}"
             )
         return arrays
 
+    def errors(self, unit: str) -> list[BadSample]:
+        """Returns the samples of one unit that are bad.
+
+        Raises:
+            RequestError: no complete unit has that name.
+            DamagedUnitError: their file is unreadable, or is not what the receipt says.
+        """
+        receipt = self.receipt(unit)
+        if not receipt.n_bad:
+            return []
+        name = receipt.path_of(ERRORS)
+        try:
+            data = self.place.read(f"{UNITS}/{unit}/{name}")
+            if hashlib.sha256(data).hexdigest() != receipt.files[name].sha256:
+                raise DamagedFileError(f"{name} has another sha256 than its receipt says")
+            rows = [BadSample(**row) for row in parse_parquet(data, name).to_pylist()]
+        except (FileNotFoundError, DamagedFileError, TypeError) as error:
+            raise self._damage(unit, error) from error
+        counts = Counter(row.reason for row in rows)
+        if counts != receipt.reasons:
+            raise self._damage(unit, f"{name} has the reasons {dict(counts)}, its receipt others")
+        return rows
+
+    def _damage(self, unit: str, what: object) -> DamagedUnitError:
+        base = self.url.partition(f"/{APPENDED}/")[0]
+        return DamagedUnitError(
+            f"{self.url}: unit {unit}: {what}; `ltrp-pipeline verify {base} --deep --repair`, then "
+            "the same run again"
+        )
+
     def refresh(self) -> None:
         """Forgets what was read of receipts so far."""
-        for name in ("rows", "parts", "appended"):
+        for name in ("_known", "parts", "appended"):
             self.__dict__.pop(name, None)
 
     def clear_attempts(self) -> None:
@@ -176,10 +290,21 @@ class Cache:
     def add(self, row: UnitRow) -> None:
         """Takes note of a unit that was committed since `rows` was read."""
         self.rows[row.unit] = row
+        self.damaged.pop(row.unit, None)
 
     def write_manifest(self) -> None:
         """Replaces manifest.parquet by what the receipts say."""
         self.place.replace(MANIFEST, manifest_bytes(self.rows.values()))
+
+
+def but_views(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what views that are appended have in common with the cache that they belong to."""
+    return {name: value for name, value in identity.items() if name not in _OF_VIEWS}
+
+
+def part_name(first_view: int) -> str:
+    """Returns the name of the folder that holds appended views from `first_view` on."""
+    return f"views-{first_view:05d}"
 
 
 def open_cache(path: str | Path) -> Cache:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from ltrp_core.errors import RequestError
 from pipeline.store.cache import APPENDED, Cache, create_cache
@@ -17,7 +16,7 @@ from pipeline.store.units import (
     publish,
     seal,
 )
-from stages.protocols import BadSample, Progress, Summary
+from stages.protocols import Progress, Summary
 
 
 def convert(source: Cache, out: str, store: str, progress: Progress) -> Summary:
@@ -58,7 +57,7 @@ def convert(source: Cache, out: str, store: str, progress: Progress) -> Summary:
 
 def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
     receipt = source.receipt(unit)
-    damaged = damaged_file(source.place, receipt)
+    damaged = damaged_file(source.place, unit, receipt)
     if damaged is not None:
         raise DamagedUnitError(
             f"{source.url}: {damaged} of unit {unit} has another sha256 than its receipt says; "
@@ -69,25 +68,23 @@ def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
     with target.place.staging(unit) as staged:
         name, stamps = receipt.records
         with source.place.local_copy(f"{folder}/{name}", stamps) as records:
-            copy_records(records, staged / form.file, form)
-        bad = _copy_errors(source, folder, staged) if receipt.n_bad else []
+            n_ok = copy_records(records, staged / form.file, form)
+        if n_ok != receipt.n_ok:
+            raise DamagedUnitError(
+                f"{source.url}: unit {unit} holds {n_ok} records, its receipt says {receipt.n_ok}; "
+                "run `ltrp-pipeline verify --deep --repair`, then `score` again"
+            )
+        bad = source.errors(unit)
+        if bad:
+            with source.place.local_copy(f"{folder}/{receipt.path_of(ERRORS)}", [""]) as path:
+                shutil.copyfile(path, staged / ERRORS)
         sealed = seal(
             staged,
             unit=unit,
             run_id=target.run_id,
-            n_ok=receipt.n_ok,
+            n_ok=n_ok,
             bad=bad,
             input=receipt.input,
             damage=receipt.damage,
         )
         publish(target.place, staged, sealed)
-
-
-def _copy_errors(source: Cache, folder: str, staged: Path) -> list[BadSample]:
-    import pyarrow.parquet as pq
-
-    name = source.receipt(folder.rsplit("/", 1)[-1]).path_of(ERRORS)
-    with source.place.local_copy(f"{folder}/{name}", [""]) as path:
-        shutil.copyfile(path, staged / ERRORS)
-    rows = pq.read_table(staged / ERRORS).to_pylist()
-    return [BadSample(**row) for row in rows]

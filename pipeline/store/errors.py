@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ltrp_core.errors import RequestError
+from ltrp_core.errors import DamagedFileError, RequestError
 
 
-class DamagedUnitError(RequestError):
+class DamagedUnitError(DamagedFileError):
     """A unit's files are not what its receipt says, or do not read back as written."""
 
 

@@ -10,10 +10,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ltrp_core.errors import DamagedFileError
+from ltrp_core.parsing import parse_json_object
 from pipeline.store.errors import LockedError
 from pipeline.store.places import LocalPlace, ObjectPlace
 
@@ -99,13 +101,21 @@ class _Lease:
         return json.dumps({**_holder(), "token": self.token, "renewed": time.time()}).encode()
 
     def _present(self) -> dict[str, Any]:
-        for content in self.place.read_many([LOCK]).values():
-            try:
-                holder = json.loads(content)
-            except ValueError:
-                return {}
-            return holder if isinstance(holder, dict) else {}
-        return {}
+        return lease_holder(self.place)
+
+
+def lease_holder(place: ObjectPlace) -> dict[str, Any]:
+    """Returns what the lock in an object store says; nothing if there is none, or it is damaged."""
+    for content in place.read_many([LOCK]).values():
+        with suppress(DamagedFileError):
+            return parse_json_object(content, LOCK)
+    return {}
+
+
+def is_expired(holder: dict[str, Any]) -> bool:
+    """Whether a holder has not renewed its lock for so long that it is dead."""
+    renewed = holder.get("renewed")
+    return not isinstance(renewed, int | float) or time.time() - renewed > LEASE_S
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
@@ -116,7 +126,7 @@ def _is_dead(holder: dict[str, Any]) -> bool:
             return True
         except PermissionError:
             pass
-    return time.time() - float(holder.get("renewed", 0.0)) > LEASE_S
+    return is_expired(holder)
 
 
 def _holder() -> dict[str, Any]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltrp_core.errors import DamagedFileError
+from pipeline.parsing import parse_parquet
+from pipeline.store.places import LocalPlace, ObjectPlace
 from pipeline.store.receipts import Receipt
 
 MANIFEST = "manifest.parquet"
@@ -64,6 +67,23 @@ class UnitRow:
             damage=receipt.damage,
             bytes=receipt.num_bytes,
         )
+
+
+def read_manifest(place: LocalPlace | ObjectPlace) -> list[UnitRow]:
+    """Returns the rows of the manifest as it lies there; none if there is no manifest.
+
+    Raises:
+        DamagedFileError: it is no manifest.
+    """
+    rows = []
+    for content in place.read_many([MANIFEST]).values():
+        table = parse_parquet(content, f"{place.url}/{MANIFEST}", schema=SCHEMA)
+        empty = [name for name in SCHEMA.names if name != "damage" and table[name].null_count]
+        if empty:
+            raise DamagedFileError(f"{place.url}/{MANIFEST}: a row has no {empty[0]}")
+        columns = [table[name].to_pylist() for name in SCHEMA.names]
+        rows = [UnitRow(*values) for values in zip(*columns, strict=True)]
+    return rows
 
 
 def manifest_table(rows: Iterable[UnitRow]) -> pa.Table:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from ltrp_core.parsing import parse_json_object
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +54,12 @@ class Receipt:
             ValueError: a field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != names:
+        if set(values) != names:
             raise ValueError(f"a receipt has the fields {sorted(names)}")
-        try:
-            files = {name: FileStamp(**stamp) for name, stamp in values["files"].items()}
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a receipt: {error}") from error
-        return cls(**{**values, "files": files})
+        wrong = [name for name, is_right in _RULES.items() if not is_right(values[name])]
+        if wrong:
+            raise ValueError(f"not a receipt: {wrong[0]} is {_brief(values[wrong[0]])}")
+        return cls(**{**values, "files": {n: FileStamp(**s) for n, s in values["files"].items()}})
 
     @classmethod
     def parse(cls, data: bytes) -> Receipt:
@@ -64,7 +68,7 @@ class Receipt:
         Raises:
             ValueError: not the JSON of a receipt.
         """
-        return cls.from_json(json.loads(data))
+        return cls.from_json(parse_json_object(data, "receipt.json"))
 
     def to_bytes(self) -> bytes:
         """Returns readable JSON, equal for equal receipts."""
@@ -100,6 +104,59 @@ class Receipt:
     def num_bytes(self) -> int:
         """Size of the unit without its receipt."""
         return sum(stamp.size for stamp in self.files.values())
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name leads into the unit: a receipt is data, and so are its names."""
+    parts = name.split("/")
+    return not ({"", ".", ".."} & set(parts) or "\0" in name or "\\" in name)
+
+
+def _are_stamps(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        _is_inside(name)
+        and isinstance(stamp, dict)
+        and set(stamp) == {"size", "sha256"}
+        and _is_count(stamp["size"])
+        and _is_sha256(stamp["sha256"])
+        for name, stamp in files.items()
+    )
+
+
+def _is_input(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and _is_count(value.get("size"))
+        and _is_sha256(value.get("sha256"))
+    )
+
+
+_RULES: Mapping[str, Callable[[Any], bool]] = {
+    "unit": lambda value: isinstance(value, str),
+    "run_id": lambda value: isinstance(value, str),
+    "n_in": _is_count,
+    "n_ok": _is_count,
+    "n_bad": _is_count,
+    "reasons": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "damage": lambda value: value is None or isinstance(value, str),
+    "files": _are_stamps,
+    "input": _is_input,
+}
+"""What each field of a receipt must be."""
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}..."
 
 
 def stamp_files(folder: Path) -> dict[str, FileStamp]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,14 @@ class Form:
     file: str
     """Name of the file or folder in a unit."""
     writer: Callable[[Path, Mapping[str, ArrayField]], AbstractContextManager[RecordWriter]]
-    read: Callable[[Path, Collection[str] | None], Arrays]
-    read_blocks: Callable[[Path], Iterator[Arrays]]
+    read: Callable[..., Arrays]
+    """Of a path, some names or None, and optionally the sha256 of the files by name"""
+    read_blocks: Callable[..., Iterator[Arrays]]
+    """As `read`"""
     read_fields: Callable[[Path], dict[str, ArrayField]]
-    row_places: Callable[[Path, str], tuple[list[Path], NDArray[Any], NDArray[Any]]]
-    """Of one uncompressed array: files, and file number and offset of each row (N,)."""
+    row_places: Callable[..., tuple[list[Path], NDArray[Any], NDArray[Any]]]
+    """Of one uncompressed array: files, and file number and offset of each row (N,); of a path, its
+    name, and optionally the sha256 of the files."""
 
 
 FORMS = {
@@ -55,13 +58,18 @@ FORMS = {
 """By the name that `--store` takes."""
 
 
-def copy_records(source: Path, target: Path, form: Form) -> None:
+def copy_records(source: Path, target: Path, form: Form) -> int:
     """Writes the records at `source`, of whatever form, to `target` in `form`, block by block.
+
+    Returns how many there were.
 
     Raises:
         DamagedUnitError: `source` is unreadable.
     """
     old = next(other for other in FORMS.values() if other.file == source.name)
+    count = 0
     with form.writer(target, old.read_fields(source)) as writer:
         for rows in old.read_blocks(source):
+            count += len(rows["key"])
             writer.append(rows)
+    return count

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltrp_core.errors import RequestError
+from ltrp_core.errors import DamagedFileError, RequestError
+from ltrp_core.parsing import parse_json_object
 from pipeline.remote import RemoteError
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.places import LocalPlace, ObjectPlace, open_place
@@ -63,13 +64,14 @@ def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
     """Returns the identity of the run in a place.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or it is not what its run_id was made of: a flipped bit of it
+            would make every unit that of another run.
     """
     try:
-        identity = json.loads(place.read(RUN_FILE))["identity"]
+        document = parse_json_object(place.read(RUN_FILE), RUN_FILE)
+        identity = document["identity"]
         if not isinstance(identity, dict):
             raise TypeError("identity is no object")
-        return identity
     except (RemoteError, PermissionError):
         raise  # whether there is one is not known
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -77,6 +79,12 @@ def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
             f"{place.url} is no cache: {RUN_FILE} is missing or unreadable; "
             "pass the --out folder of `ltrp-pipeline score` or `select`"
         ) from error
+    if document.get("run_id", run_id(identity)) != run_id(identity):
+        raise DamagedFileError(
+            f"{place.url}/{RUN_FILE} is damaged: its identity is not that of its run_id "
+            f"{document['run_id']}; bring the file back, the units beside it need not be damaged"
+        )
+    return identity
 
 
 def begun_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:

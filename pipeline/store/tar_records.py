@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ltrp_core.parsing import parse_json_object
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.fields import field_of, plain_field
 from pipeline.tar_members import ForwardReader, TarDamage, read_global_header, walk
@@ -75,36 +76,41 @@ class Writer:
             self._file.close()
 
 
-def read(path: Path, names: Collection[str] | None = None) -> Arrays:
+def read(
+    path: Path, names: Collection[str] | None = None, stamps: Mapping[str, str] | None = None
+) -> Arrays:
     """Returns whole arrays; keys as objects.
 
     Args:
         names: only these; all if omitted.
+        stamps: sha256 of the tar by the name ""; compared, as nothing in a tar has a checksum.
 
     Raises:
         DamagedUnitError: the tar is cut, damaged, or not one of ours.
     """
     fields = read_fields(path)
     wanted = [name for name in fields if names is None or name in names]
-    blocks = list(read_blocks(path, names))
+    blocks = list(read_blocks(path, names, stamps))
     return {
         name: np.concatenate([_empty(fields[name]), *(block[name] for block in blocks)])
         for name in wanted
     }
 
 
-def read_blocks(path: Path, names: Collection[str] | None = None) -> Iterator[Arrays]:
+def read_blocks(
+    path: Path, names: Collection[str] | None = None, stamps: Mapping[str, str] | None = None
+) -> Iterator[Arrays]:
     """Yields the rows in their order, some at a time.
 
     Raises:
-        DamagedUnitError: as `read`.
+        DamagedUnitError: as `read`; another sha256 only after the last of them.
     """
     fields = read_fields(path)
     wanted = {n: field for n, field in fields.items() if names is None or n in names}
     rows: dict[str, list[Any]] = {name: [] for name in wanted}
     size = 0
-    for key, members in _samples(path):
-        small = json.loads(members.get(_VIEW, b"{}"))
+    for key, members in _samples(path, stamps or {}):
+        small = _view(members.get(_VIEW, b"{}"), path)
         for name, field in wanted.items():
             value = key if name == "key" else _value(name, field, small, members, path)
             rows[name].append(value)
@@ -124,13 +130,18 @@ def read_fields(path: Path) -> dict[str, ArrayField]:
     """
     try:
         with path.open("rb") as file:
-            stored = json.loads(read_global_header(ForwardReader(file))[_COMMENT])
+            header = read_global_header(ForwardReader(file))
+        stored = parse_json_object(header[_COMMENT], "its header")
         return {name: field_of(values) for name, values in stored.items()}
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, TarDamage) as error:
         raise DamagedUnitError(f"{path}: no records that this program wrote: {error}") from error
 
 
-def row_places(path: Path, name: str) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
+def row_places(
+    path: Path, name: str, stamps: Mapping[str, str] | None = None
+) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
     """Returns where each row of an array lies: files, file number and offset (N,).
 
     Raises:
@@ -140,12 +151,14 @@ def row_places(path: Path, name: str) -> tuple[list[Path], NDArray[Any], NDArray
     offsets = []
     try:
         with path.open("rb") as file:
-            for entry in walk(ForwardReader(file)):
+            source = ForwardReader(file)
+            for entry in walk(source):
                 if entry.name.endswith(f".{name}.npy"):
                     if entry.size < shape_bytes:
                         raise DamagedUnitError(f"{path}: {entry.name} is too short")
                     # What stands before the values is the header of the .npy format.
                     offsets.append(entry.offset + entry.size - shape_bytes)
+            _check_sha256(path, source, stamps or {})
     except (OSError, TarDamage) as error:
         raise DamagedUnitError(f"{path}: unreadable records: {error}") from error
     return [path], np.zeros(len(offsets), np.int64), np.array(offsets, dtype=np.int64)
@@ -157,12 +170,13 @@ def _row_bytes(fields: Mapping[str, ArrayField], name: str, path: Path) -> int:
     return int(np.prod(fields[name].shape)) * np.dtype(fields[name].dtype).itemsize
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(path: Path, stamps: Mapping[str, str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields (key, content by extension); a tar that ends early is damage, not fewer samples."""
     key, members = "", dict[str, bytes]()
     try:
         with path.open("rb") as file:
-            for entry in walk(ForwardReader(file)):
+            source = ForwardReader(file)
+            for entry in walk(source):
                 folder, slash, name = entry.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 if f"{folder}{slash}{stem}" != key and members:
@@ -170,10 +184,24 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                     members = {}
                 key = f"{folder}{slash}{stem}"
                 members[extension] = entry.read()
+            _check_sha256(path, source, stamps)
     except (OSError, TarDamage) as error:
         raise DamagedUnitError(f"{path}: unreadable records: {error}") from error
     if members:
         yield key, members
+
+
+def _check_sha256(path: Path, source: ForwardReader, stamps: Mapping[str, str]) -> None:
+    """Raises DamagedUnitError if what was read, all of the tar, is not what the receipt says."""
+    if "" in stamps and source.finish() != stamps[""]:
+        raise DamagedUnitError(f"{path} has another sha256 than its receipt says")
+
+
+def _view(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return parse_json_object(content, _VIEW)
+    except ValueError as error:
+        raise DamagedUnitError(f"{path}: unreadable records: {error}") from error
 
 
 def _value(
@@ -183,7 +211,7 @@ def _value(
         if name in _IN_VIEW:
             return np.array(small[name], dtype=field.dtype).reshape(field.shape)
         value: NDArray[Any] = np.load(io.BytesIO(members[f"{name}.npy"]), allow_pickle=False)
-    except (KeyError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses a header as Python: any of its errors
         raise DamagedUnitError(f"{path}: unreadable {name}: {error}") from error
     if value.shape != field.shape or value.dtype != field.dtype:
         raise DamagedUnitError(f"{path}: {name} is {value.dtype} {value.shape}")

@@ -5,13 +5,14 @@ A folder is published by one rename, an object store by one conditional put of t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -149,28 +150,42 @@ class UnitState:
     """Why it is no complete unit of the run; None if it is one."""
     strays: tuple[str, ...] = ()
     """Files that the receipt does not know."""
+    is_begun: bool = False
+    """Whether there is no receipt: an attempt may be going on, and nobody has called it done."""
 
 
 def sound_receipt(place: LocalPlace | ObjectPlace, unit: str, *, run_id: str) -> Receipt | None:
     """Returns the receipt of a unit of this run whose files are what it says, or None."""
     data = place.read_many([f"{UNITS}/{unit}/{RECEIPT}"])
     content = next(iter(data.values()), None)
-    state = parse_unit(content, place.sizes(f"{UNITS}/{unit}"), run_id=run_id)
+    state = parse_unit(unit, content, place.sizes(f"{UNITS}/{unit}"), run_id=run_id)
     if state.problem is not None or state.receipt is None:
         return None
-    return state.receipt if damaged_file(place, state.receipt) is None else None
+    return state.receipt if damaged_file(place, unit, state.receipt) is None else None
 
 
-def damaged_file(place: LocalPlace | ObjectPlace, receipt: Receipt) -> str | None:
-    """Returns the first file of a unit whose sha256 is not the receipt's, or None."""
+def damaged_file(place: LocalPlace | ObjectPlace, unit: str, receipt: Receipt) -> str | None:
+    """Returns the first file under a unit's name whose sha256 is not the receipt's, or None.
+
+    Raises:
+        OSError: one may not be read, or the store is away; nothing is known of it then.
+    """
     for name, stamp in receipt.files.items():
         try:
-            with place.local_copy(f"{UNITS}/{receipt.unit}/{name}", [""]) as path:
+            with place.local_copy(f"{UNITS}/{unit}/{name}", [""]) as path:
                 if file_sha256(path) != stamp.sha256:
                     return name
-        except FileNotFoundError:
+        except OSError as error:
+            if not is_damage(error):
+                raise
             return name
     return None
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error says that a file is lost, and not that the store is away."""
+    lost = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    return isinstance(error, lost) or error.errno == errno.EIO
 
 
 def quarantine(place: LocalPlace | ObjectPlace, unit: str) -> None:
@@ -191,30 +206,67 @@ def quarantine(place: LocalPlace | ObjectPlace, unit: str) -> None:
     place.remove(receipt)
 
 
-def parse_unit(content: bytes | None, sizes: Mapping[str, int], *, run_id: str) -> UnitState:
-    """Returns the state of a unit.
+def parse_unit(
+    unit: str, content: bytes | None, sizes: Mapping[str, int], *, run_id: str
+) -> UnitState:
+    """Returns the state of what is under the name `unit`.
 
-    Complete = receipt readable, run id equal, n_in = n_ok + n_bad, every file there with its size.
+    Complete = receipt readable, of this run, this unit and the shard that the unit is called after;
+    n_in = n_ok + n_bad, every bad one with a reason; every file there with its size.
 
     Args:
         content: of its receipt; None if there is none.
         sizes: bytes of the files that are there, by name relative to the unit.
     """
     if content is None:
-        return UnitState(None, f"{RECEIPT} is missing")
+        return UnitState(None, f"{RECEIPT} is missing", is_begun=True)
+    problem, receipt = receipt_problem(unit, content, run_id=run_id)
+    if receipt is None:
+        return UnitState(None, problem)
+    strays = tuple(sorted(set(sizes) - set(receipt.files) - {RECEIPT}))
+    return UnitState(receipt, problem or _bad_sizes(receipt, sizes), strays)
+
+
+def receipt_problem(unit: str, content: bytes, *, run_id: str) -> tuple[str | None, Receipt | None]:
+    """Returns why a receipt does not make `unit` complete, if so, and the receipt, if it is one."""
     try:
         receipt = Receipt.parse(content)
     except ValueError as error:
-        return UnitState(None, f"{RECEIPT} is unreadable: {error}")
-    strays = tuple(sorted(set(sizes) - set(receipt.files) - {RECEIPT}))
-    return UnitState(receipt, _problem(receipt, sizes, run_id), strays)
+        return f"{RECEIPT} is unreadable: {error}", None
+    return _other_unit(unit, receipt, run_id) or _bad_counts(receipt), receipt
 
 
-def _problem(receipt: Receipt, sizes: Mapping[str, int], run_id: str) -> str | None:
+def _other_unit(unit: str, receipt: Receipt, run_id: str) -> str | None:
+    """Returns why this is the result of something else. A copy of a unit is whole by itself."""
     if receipt.run_id != run_id:
         return f"written by run {receipt.run_id}, not {run_id}"
+    if receipt.unit != unit:
+        return (
+            f"it holds unit {receipt.unit}: {RECEIPT} says so (copied here, or the two swapped); "
+            f"what belongs to {unit} is not here"
+        )
+    shard = str(receipt.input["name"])
+    if unit_name(shard) != unit:
+        return f"{RECEIPT} says it was made of shard {shard}, whose unit is {unit_name(shard)}"
+    return None
+
+
+def _bad_counts(receipt: Receipt) -> str | None:
     if receipt.n_in != receipt.n_ok + receipt.n_bad:
         return f"{receipt.n_in} samples in, but {receipt.n_ok} ok + {receipt.n_bad} bad"
+    named = sum(receipt.reasons.values())
+    if named != receipt.n_bad:
+        return f"{receipt.n_bad} samples are bad, but {named} have a reason"
+    parts = {part for name in receipt.files for part in PurePosixPath(name).parts}
+    if not any(part.startswith("records.") for part in parts):
+        return f"{RECEIPT} names no records"
+    if (ERRORS in parts) != (receipt.n_bad > 0):
+        has = "" if ERRORS in parts else "no "
+        return f"{receipt.n_bad} samples are bad, but {RECEIPT} names {has}{ERRORS}"
+    return None
+
+
+def _bad_sizes(receipt: Receipt, sizes: Mapping[str, int]) -> str | None:
     for name, stamp in receipt.files.items():
         if name not in sizes:
             return f"{name} is missing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import Delta
 from zarr.errors import ZarrUserWarning
 
+from ltrp_core.parsing import parse_json_object
 from pipeline.store import raw_chunks
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.fields import field_of, plain_field
@@ -26,6 +27,7 @@ _CHUNK_ROWS = 16384
 _CHUNK_BYTES = 4 << 20
 _SHARD_CHUNKS = 8
 """A Zarr shard (one file) is at most so many chunks: that much is held in memory while writing."""
+_METADATA = "zarr.json"
 _FIELDS = "fields"
 """Attribute of the group: what the arrays are, for conversion and for readers."""
 
@@ -128,27 +130,32 @@ class _GrowingArray:
         )
 
 
-def read(path: Path, names: Collection[str] | None = None) -> Arrays:
+def read(
+    path: Path, names: Collection[str] | None = None, stamps: Mapping[str, str] | None = None
+) -> Arrays:
     """Returns whole arrays; keys as objects.
 
     Args:
         names: only these; all if omitted.
+        stamps: sha256 of each file; that of every zarr.json, which has no checksum, is compared.
 
     Raises:
         DamagedUnitError: the group or a chunk is unreadable, missing, or fails its checksum.
     """
     with _damage(path):
-        return {name: _read_rows(path, array, None) for name, array in _open(path, names)}
+        return {name: _read_rows(path, array, None) for name, array in _open(path, names, stamps)}
 
 
-def read_blocks(path: Path, names: Collection[str] | None = None) -> Iterator[Arrays]:
+def read_blocks(
+    path: Path, names: Collection[str] | None = None, stamps: Mapping[str, str] | None = None
+) -> Iterator[Arrays]:
     """Yields the rows in their order, as many at a time as a chunk of the largest array holds.
 
     Raises:
         DamagedUnitError: as `read`, or arrays of different lengths.
     """
     with _damage(path):
-        arrays = _open(path, names)
+        arrays = _open(path, names, stamps)
         lengths = {name: array.shape[0] for name, array in arrays}
         if len(set(lengths.values())) > 1:
             raise DamagedUnitError(f"{path}: arrays of different lengths {lengths}")
@@ -170,29 +177,48 @@ def read_fields(path: Path) -> dict[str, ArrayField]:
         DamagedUnitError: the group is unreadable.
     """
     with _damage(path):
-        stored = json.loads((path / "zarr.json").read_text())["attributes"][_FIELDS]
+        document = parse_json_object((path / _METADATA).read_bytes(), _METADATA)
+        stored = document["attributes"][_FIELDS]
         return {name: field_of(values) for name, values in stored.items()}
 
 
-def row_places(path: Path, name: str) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
+def row_places(
+    path: Path, name: str, stamps: Mapping[str, str] | None = None
+) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
     """Returns where each row of an uncompressed array lies: files, file number and offset (N,).
 
     Raises:
         DamagedUnitError: the group is unreadable, or the array is missing or compressed.
     """
     with _damage(path):
-        found = dict(_open(path, [name]))
+        found = dict(_open(path, [name], stamps))
         if name not in found or not raw_chunks.is_raw(found[name]):
             raise DamagedUnitError(f"{path}: there is no uncompressed array {name!r}")
         return raw_chunks.row_places(path / name, found[name])
 
 
-def _open(path: Path, names: Collection[str] | None) -> list[tuple[str, zarr.Array]]:
+def _open(
+    path: Path, names: Collection[str] | None, stamps: Mapping[str, str] | None
+) -> list[tuple[str, zarr.Array]]:
+    """Returns the arrays, each of the kind that its field says."""
+    for name in (name for name in stamps or () if Path(name).name == _METADATA):
+        # A bit of them can make other values of sound chunks: another shape, another filter.
+        if stamps and hashlib.sha256((path / name).read_bytes()).hexdigest() != stamps[name]:
+            raise DamagedUnitError(f"{path / name} has another sha256 than its receipt says")
     with _quiet:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-        wanted = names if names is not None else read_fields(path)
-        members = dict(group.arrays())
-        return [(name, members[name]) for name in wanted if name in members]
+        fields = read_fields(path)
+        members = dict(zarr.open_group(path, mode="r", zarr_format=3).arrays())
+    if set(members) != set(fields):
+        raise DamagedUnitError(f"{path}: arrays {sorted(members)}, expected {sorted(fields)}")
+    for name, field in fields.items():
+        kind = "string" if members[name].dtype.kind in "OTU" else str(members[name].dtype)
+        if (kind, members[name].shape[1:]) != (field.dtype, field.shape):
+            raise DamagedUnitError(
+                f"{path}: array {name!r} is {kind} {members[name].shape[1:]}, not {field.dtype} "
+                f"{field.shape}"
+            )
+    wanted = fields if names is None else names
+    return [(name, members[name]) for name in wanted if name in members]
 
 
 def _read_rows(path: Path, array: zarr.Array, rows: slice | None) -> NDArray[Any]:
@@ -248,8 +274,10 @@ _quiet = _Quiet()
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, DamagedUnitError):
-            raise
-        text = " ".join(str(error).split())
+    except DamagedUnitError:
+        raise
+    except (PermissionError, MemoryError):
+        raise  # says nothing of the file
+    except Exception as error:  # what Zarr raises of metadata that make no sense has no end
+        text = " ".join(str(error).split()) or type(error).__name__
         raise DamagedUnitError(f"{path}: unreadable records: {text}") from error

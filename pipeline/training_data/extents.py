@@ -18,7 +18,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltrp_core.errors import DamagedFileError
+from pipeline.parsing import read_json
+
 _OPEN_FILES = 128
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Returns a staged array, memory-mapped.
+
+    Raises:
+        DamagedFileError: it is none, or is cut.
+        OSError: it is not there, or may not be read.
+    """
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # NumPy parses a header as Python: any of its errors
+        what = " ".join(str(error).split())
+        raise DamagedFileError(
+            f"{path} is damaged ({what}); delete {path.parent}: it is made anew"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +63,16 @@ class Extents:
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Extents:
-        """Returns what `save` wrote, its arrays memory-mapped."""
+        """Returns what `save` wrote, its arrays memory-mapped.
+
+        Raises:
+            DamagedFileError: a file is not what `save` writes.
+        """
         # Plain arrays on mapped memory: single numbers come out of them several times as fast.
-        table = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-        paths = json.loads((folder / f"{name}.json").read_text())
+        table = np.asarray(map_array(folder / f"{name}.npy"))
+        paths = read_json(folder / f"{name}.json")
+        if table.ndim != 2 or len(table) != 3 or not isinstance(paths, list):
+            raise DamagedFileError(f"{folder}/{name}: no places of rows; delete {folder}")
         return cls(paths, table[0], table[1], table[2])
 
     @classmethod

@@ -20,6 +20,7 @@ from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
 from pipeline.inputs.images import ImageError, decode_image
 from pipeline.inputs.samples import SampleStream
+from pipeline.parsing import read_json_object, read_parquet
 from pipeline.training_data.extents import ExtentReader, Extents
 from pipeline.training_data.image_places import place_members
 from pipeline.training_data.staging import alone
@@ -38,7 +39,7 @@ class StagedImages:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ready = json.loads((folder / _READY).read_text())
+        ready = read_json_object(folder / _READY)
         self.identity: Mapping[str, Any] = {"shards": ready["shards"]}
         self.bad = [BadSample(**bad) for bad in ready["bad"]]
         self._kept: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
@@ -50,7 +51,7 @@ class StagedImages:
     @cached_property
     def keys(self) -> Sequence[str]:
         """(N,) keys, shard after shard."""
-        keys: Sequence[str] = pq.read_table(self.folder / "keys.parquet")["key"].to_pylist()
+        keys: Sequence[str] = read_parquet(self.folder / "keys.parquet")["key"].to_pylist()
         return keys
 
     def __len__(self) -> int:
@@ -138,10 +139,10 @@ def stage_images(shards: Sequence[Shard], folder: Path, progress: Progress) -> P
 
 def _is_ready(folder: Path, wanted: list[list[Any]]) -> bool:
     try:
-        ready = json.loads((folder / _READY).read_text())
+        ready = read_json_object(folder / _READY)
     except (OSError, ValueError):
         return False
-    return bool(ready["wanted"] == json.loads(json.dumps(wanted)))
+    return bool(ready.get("wanted") == json.loads(json.dumps(wanted)))
 
 
 def _stage_shard(shard: Shard, copy: Path) -> tuple[list[str], Extents, list[BadSample], str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import ImageError, decode_image
+from pipeline.parsing import read_parquet
 from pipeline.replay import render_tiles
 from pipeline.store.errors import DamagedUnitError
-from pipeline.training_data.extents import ExtentReader, Extents
+from pipeline.training_data.extents import ExtentReader, Extents, map_array
 from pipeline.training_data.staging import read_ready
 from stages.records import recorded_view
 
@@ -46,7 +46,7 @@ class StagedRecords:
     @cached_property
     def keys(self) -> Sequence[str]:
         """(N,) keys of all samples, unit after unit."""
-        keys: Sequence[str] = pq.read_table(self.folder / "keys.parquet")["key"].to_pylist()
+        keys: Sequence[str] = read_parquet(self.folder / "keys.parquet")["key"].to_pylist()
         return keys
 
     def __len__(self) -> int:
@@ -147,13 +147,13 @@ class StagedRecords:
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._arrays:
-            self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            self._arrays[name] = map_array(self.folder / f"{name}.npy")
         return self._arrays[name]
 
     @cached_property
     def _views(self) -> NDArray[np.uint8] | None:
         path = self.folder / "views.npy"
-        return np.load(path, mmap_mode="r") if path.exists() else None
+        return map_array(path) if path.exists() else None
 
     @cached_property
     def _has_images(self) -> bool:

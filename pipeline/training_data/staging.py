@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
+from pipeline.parsing import read_json_object, read_parquet
 from pipeline.replay import match_shards, render_tiles
 from pipeline.store.cache import Cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.places import LocalPlace
-from pipeline.store.record_forms import FORMS
+from pipeline.store.record_forms import FORMS, Form
 from pipeline.store.units import UNITS
-from pipeline.training_data.extents import Extents
+from pipeline.training_data.extents import Extents, map_array
 from pipeline.training_data.image_places import image_places
 from stages.protocols import Arrays, Bar, Progress, Sample
 from stages.records import recorded_view
@@ -92,9 +93,12 @@ def stage_records(
 
 
 def read_ready(folder: Path) -> dict[str, Any]:
-    """Returns what `stage_records` wrote down: units, their first rows, the cache's run."""
-    found: dict[str, Any] = json.loads((folder / _READY).read_text())
-    return found
+    """Returns what `stage_records` wrote down: units, their first rows, the cache's run.
+
+    Raises:
+        DamagedFileError, OSError: it is not there, or not readable.
+    """
+    return read_json_object(folder / _READY)
 
 
 def check_cache(cache: Cache, shards: Sequence[Shard]) -> None:
@@ -203,7 +207,7 @@ def _stage_pixels(cache: Cache, folder: Path, bar: Bar) -> None:
                     kept.mkdir(parents=True)
                     local = Path(shutil.move(local, kept / local.name))
                 form = FORMS[str(part.identity["store"])]
-                files, file, offset = form.row_places(local, "pixels")
+                files, file, offset = _places(part, unit, form, local, stamps)
             if len(offset) != cache.rows[unit].n_ok:
                 raise DamagedUnitError(
                     f"{part.url}: unit {unit} has pixels of {len(offset)} of its "
@@ -214,6 +218,17 @@ def _stage_pixels(cache: Cache, folder: Path, bar: Bar) -> None:
         bar.advance(1)
     for number, extents in enumerate(found):
         Extents.join(extents).save(folder, f"pixels-{number}")
+
+
+def _places(
+    part: Cache, unit: str, form: Form, local: Path, stamps: Mapping[str, str]
+) -> tuple[list[Path], NDArray[Any], NDArray[Any]]:
+    try:
+        return form.row_places(local, "pixels", stamps)
+    except DamagedUnitError as error:
+        raise DamagedUnitError(
+            f"{part.url}: unit {unit}: {error}; `ltrp-pipeline verify {part.url} --deep`"
+        ) from error
 
 
 def _stage_images(
@@ -232,10 +247,8 @@ def _stage_images(
     views = None
     if int(np.prod(shape)) <= views_bytes:
         views = np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, shape)
-    arrays: Arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("crop", "flip", "size")
-    }
-    keys = pq.read_table(folder / "keys.parquet")["key"]
+    arrays: Arrays = {name: map_array(folder / f"{name}.npy") for name in ("crop", "flip", "size")}
+    keys = read_parquet(folder / "keys.parquet")["key"]
 
     def stage(number: int) -> Extents:
         start, stop = int(starts[number]), int(starts[number + 1])

@@ -36,8 +36,12 @@ def arrays(count=10, seed=0):
     }
 
 
-def commit(cache, name="unit-a", values=None, bad=()):
+UNIT = unit_name("unit-a.tar")
+
+
+def commit(cache, shard="unit-a.tar", values=None, bad=()):
     """What a worker does with the rows of one shard."""
+    name = unit_name(shard)
     values = values if values is not None else arrays()
     form = FORMS[cache.identity["store"]]
     digests = RowDigests(FIELDS)
@@ -53,7 +57,7 @@ def commit(cache, name="unit-a", values=None, bad=()):
             run_id=cache.run_id,
             n_ok=len(values["key"]),
             bad=list(bad),
-            input={"name": f"{name}.tar", "size": 1, "sha256": "0" * 64},
+            input={"name": shard, "size": 1, "sha256": "0" * 64},
             damage=None,
         )
         receipt = publish(cache.place, staged, receipt)
@@ -83,8 +87,8 @@ def test_a_committed_unit_reads_back_and_obeys_the_conservation_law(cache):
     assert (receipt.n_in, receipt.n_ok, receipt.n_bad) == (11, 10, 1)
     assert receipt.reasons == {"truncated": 1}
     opened = open_cache(cache.url)
-    assert opened.units == ["unit-a"]
-    stored = opened.read("unit-a")
+    assert opened.units == [UNIT]
+    stored = opened.read(UNIT)
     for name, values in arrays().items():
         assert np.array_equal(stored[name], values)
     assert not list((folder(cache) / ".attempt").iterdir())
@@ -94,22 +98,22 @@ def test_a_committed_unit_reads_back_and_obeys_the_conservation_law(cache):
 @pytest.mark.parametrize("store", ["zarr"], indirect=True)
 def test_any_zarr_reader_sees_plain_indices(cache):
     commit(cache)
-    group = zarr.open_group(folder(cache) / UNITS / "unit-a" / "records.zarr", mode="r")
+    group = zarr.open_group(folder(cache) / UNITS / UNIT / "records.zarr", mode="r")
     assert np.array_equal(group["visible"][:], arrays()["visible"])
 
 
 def test_a_unit_without_a_good_sample_commits_and_reads(cache):
     bad = [BadSample("k", 0, "empty", "no bytes")]
     assert commit(cache, values=arrays(0), bad=bad).n_ok == 0
-    assert open_cache(cache.url).read("unit-a")["score"].shape == (0, 2, 3)
+    assert open_cache(cache.url).read(UNIT)["score"].shape == (0, 2, 3)
 
 
 def test_writing_twice_gives_the_same_bytes_and_keeps_the_first(cache):
     first = commit(cache)
-    stamp = (folder(cache) / UNITS / "unit-a" / "receipt.json").stat().st_mtime_ns
+    stamp = (folder(cache) / UNITS / UNIT / "receipt.json").stat().st_mtime_ns
     second = commit(cache)
     assert first.files == second.files
-    assert (folder(cache) / UNITS / "unit-a" / "receipt.json").stat().st_mtime_ns == stamp
+    assert (folder(cache) / UNITS / UNIT / "receipt.json").stat().st_mtime_ns == stamp
 
 
 DAMAGES = {
@@ -131,16 +135,15 @@ def flip(raw, at):
 def test_damage_is_found_and_the_next_commit_puts_it_right(cache, damage):
     receipt = commit(cache)
     file = next(name for name in receipt.files if "score/c/" in name or name.endswith(".tar"))
-    DAMAGES[damage](folder(cache) / UNITS / "unit-a" / file)
+    DAMAGES[damage](folder(cache) / UNITS / UNIT / file)
     opened = open_cache(cache.url)
     (fault,) = problems(opened, deep=True)
-    assert fault.unit == "unit-a"
-    if opened.units and opened.identity["store"] == "zarr":
-        with pytest.raises(DamagedUnitError):
-            opened.read("unit-a")
+    assert fault.unit == UNIT
+    with pytest.raises(DamagedUnitError, match=UNIT):
+        opened.read(UNIT)
     commit(cache)
     whole = open_cache(cache.url)
-    assert np.array_equal(whole.read("unit-a")["score"], arrays()["score"])
+    assert np.array_equal(whole.read(UNIT)["score"], arrays()["score"])
     (left,) = problems(whole, deep=True)
     assert "in quarantine" in left.what
 
@@ -148,28 +151,34 @@ def test_damage_is_found_and_the_next_commit_puts_it_right(cache, damage):
 def test_what_does_not_belong_is_reported_and_never_read(cache):
     commit(cache)
     (folder(cache) / "notes.txt").write_text("mine")
-    (folder(cache) / UNITS / "unit-a" / "score.c.0.partial").write_bytes(b"half")
+    (folder(cache) / UNITS / UNIT / "score.c.0.partial").write_bytes(b"half")
     (folder(cache) / UNITS / "loose.txt").write_text("?")
     (folder(cache) / ".attempt" / "unit-b.123").mkdir(parents=True)
     found = [fault.what for fault in problems(open_cache(cache.url))]
     assert len(found) == 4
     assert "loose.txt: receipt.json is missing" in found
-    assert "unit-a: stray file score.c.0.partial, delete it" in found
+    assert f"{UNIT}: stray file score.c.0.partial, delete it" in found
     assert any(line.startswith("notes.txt: stray") for line in found)
     assert any(line.startswith(".attempt/unit-b.123") for line in found)
-    assert open_cache(cache.url).units == ["unit-a"]
+    assert open_cache(cache.url).units == [UNIT]
 
 
-def test_a_unit_without_receipt_or_of_another_run_is_not_there(cache):
+def test_a_unit_that_was_done_and_is_not_whole_is_refused_and_not_left_out(cache):
     commit(cache)
-    path = folder(cache) / UNITS / "unit-a" / "receipt.json"
+    path = folder(cache) / UNITS / UNIT / "receipt.json"
     receipt = json.loads(path.read_text())
-    path.write_text(json.dumps({**receipt, "run_id": "other"}))
-    assert open_cache(cache.url).units == []
-    path.write_text("{}")
-    assert open_cache(cache.url).units == []
-    path.unlink()
-    assert open_cache(cache.url).units == []
+    for spoil, says in (
+        (lambda: path.write_text(json.dumps({**receipt, "run_id": "other"})), "by run other"),
+        (lambda: path.write_text("{}"), "receipt.json is unreadable"),
+        (path.unlink, "manifest.parquet lists it"),
+    ):
+        spoil()
+        opened = open_cache(cache.url)
+        assert opened.rows == {}
+        with pytest.raises(DamagedUnitError, match=f"{UNIT}: .*{says}"):
+            opened.units  # noqa: B018
+    (folder(cache) / "manifest.parquet").unlink()
+    assert open_cache(cache.url).units == []  # one that never was done
 
 
 def test_two_commits_of_one_unit_at_once_leave_one(cache):
@@ -189,7 +198,7 @@ def test_two_commits_of_one_unit_at_once_leave_one(cache):
         thread.join()
     assert errors == []
     assert all(receipt == receipts[0] for receipt in receipts)
-    assert open_cache(cache.url).units == ["unit-a"]
+    assert open_cache(cache.url).units == [UNIT]
     assert list(problems(open_cache(cache.url), deep=True)) == []
 
 
@@ -220,8 +229,8 @@ def test_a_second_writer_is_refused_and_a_dead_one_taken_over(tmp_path):
 
 
 def test_the_manifest_is_a_function_of_the_receipts(cache):
-    commit(cache, "unit-b")
-    commit(cache, "unit-a")
+    commit(cache, "unit-b.tar")
+    commit(cache)
     cache.write_manifest()
     first = (folder(cache) / "manifest.parquet").read_bytes()
     open_cache(cache.url).write_manifest()
@@ -231,9 +240,9 @@ def test_the_manifest_is_a_function_of_the_receipts(cache):
 def test_the_manifest_is_a_table_of_the_receipts(cache):
     commit(cache, bad=[BadSample("k99", 512, "truncated", "OSError: cut")])
     (row,) = open_cache(cache.url).manifest.to_pylist()
-    assert (row["unit"], row["shard"], row["n_in"]) == ("unit-a", "unit-a.tar", 11)
+    assert (row["unit"], row["shard"], row["n_in"]) == (UNIT, "unit-a.tar", 11)
     assert json.loads(row["reasons"]) == {"truncated": 1}
-    assert UnitRow(**row) == open_cache(cache.url).rows["unit-a"]
+    assert UnitRow(**row) == open_cache(cache.url).rows[UNIT]
 
 
 def test_unit_names_hold_no_path_and_differ_where_shards_do():
