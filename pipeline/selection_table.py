@@ -64,7 +64,7 @@ def table_problem(cache: Cache, *, deep: bool = False) -> str | None:
             return None
         with (
             tempfile.TemporaryDirectory(prefix="ltrp-") as folder,
-            cache.place.local_copy(TABLE) as path,
+            cache.place.local_copy(TABLE, [""]) as path,
         ):
             again = Path(folder, TABLE)
             _write(cache, again, units)

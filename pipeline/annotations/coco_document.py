@@ -62,10 +62,8 @@ def damaged(path: Path, annotation: dict[str, Any], what: str) -> RequestError:
 
 def _read_parts(path: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise RequestError(f"{path} is no readable JSON: it is nested too deeply") from error
-    except (OSError, ValueError, OverflowError) as error:
+        document = parse_json(read_regular(path), path.name)
+    except (OSError, ValueError) as error:
         raise RequestError(f"{path} is no readable JSON: {error}") from error
     missing = set(_PARTS) - (set(document) if isinstance(document, dict) else set())
     if missing:
