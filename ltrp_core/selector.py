@@ -13,8 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
-from ltrp_core.linear import use_fast_linears
+from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.patches import patchify
+from ltrp_core.precision import float32_kept
 from ltrp_core.ranker_models import Ranker
 from ltrp_core.selection import num_kept, select_patches
 
@@ -95,10 +96,11 @@ def rank_images(ranker: Ranker, images: Tensor) -> Tensor:
     if images.ndim != 4 or len(images) == 0:
         raise RequestError(f"images must be (B, 3, H, W), B >= 1; got {tuple(images.shape)}")
     scores = []
-    for group in images.split(at_once):
-        missing = at_once - len(group)
-        filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
-        scores.append(ranker(filled)[: len(group)].float())
+    with frozen_weights(), float32_kept():
+        for group in images.split(at_once):
+            missing = at_once - len(group)
+            filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
+            scores.append(ranker(filled)[: len(group)].float())
     return torch.cat(scores)
 
 
