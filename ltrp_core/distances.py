@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltrp_core.precision import float32_kept
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -72,5 +74,6 @@ def _smooth(images: Tensor) -> Tensor:
     weights = torch.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
     kernel = (weights / weights.sum()).to(images)
     flat = images.reshape(-1, 1, *images.shape[-2:])
-    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    with float32_kept():
+        flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     return flat.view(*images.shape[:-2], *flat.shape[-2:])

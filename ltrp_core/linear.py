@@ -4,17 +4,23 @@ On a CPU torch sends a float32 `F.linear` to MKL, which leaves the wide vector u
 are not Intel's idle; oneDNN, which torch's compiler uses for frozen models, does not. oneDNN also
 computes GELU before a product leaves the cache, and is faster on weights in a layout of its own.
 The figures are in benchmarks/RESULTS.md.
+
+That layout is a copy, and nothing that torch tells of a tensor says for sure that its values are
+still those that were copied: a fused optimizer, for one, changes them unseen. So copies are made
+within `frozen_weights()` alone, by code that changes no weight there, and end with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakIdKeyDictionary
 
 Activation = Literal["none", "gelu"]
 
@@ -26,6 +32,34 @@ _PACKED_FROM_ROWS = 1024
 _PACKED_FOR_ROWS = 4096
 _PRODUCT_FROM_ROWS = 16
 """Of fewer rows MKL's product is faster: it takes the weights as they lie."""
+
+
+class _Copy(NamedTuple):
+    of: Tensor
+    """Held, so that no other tensor gets its id."""
+    weight: Tensor
+
+
+_COPIES: ContextVar[dict[tuple[int, torch.dtype], _Copy] | None] = ContextVar(
+    "copies of frozen weights", default=None
+)
+
+
+@contextlib.contextmanager
+def frozen_weights() -> Iterator[None]:
+    """Within it, in this thread, no weight changes: products take copies in oneDNN's layout.
+
+    A copy is made when a weight is first taken, and all are gone at the end. They change no bit of
+    a product. Within another one: part of that.
+    """
+    if _COPIES.get() is not None:
+        yield
+        return
+    token = _COPIES.set({})
+    try:
+        yield
+    finally:
+        _COPIES.reset(token)
 
 
 def inference_linear(
@@ -54,17 +88,28 @@ def inference_linear(
 
 
 def use_fast_linears(model: nn.Module) -> None:
-    """Makes every `nn.Linear` in `model` compute by oneDNN's products where they are the faster.
+    """Replaces every `nn.Linear` within `model` by one that computes by oneDNN's products.
 
-    That is float32 on a CPU, with and without gradients, unless the model is compiled; elsewhere,
-    and where torch has none, it computes as before. Names and weights stay as they are.
+    It does where they are the faster: in float32 on a CPU, with and without gradients, unless the
+    model is compiled; elsewhere, and where torch has none, it computes as before. Names, parameters
+    and hooks stay the same objects. A model that is itself an `nn.Linear` has no place to put
+    another one, and stays as it is.
     """
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = _FastLinear
+    made: dict[nn.Module, _FastLinear] = {}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            # A layer that stands in two places is still one afterwards.
+            if type(child) is nn.Linear:
+                made[child] = made.get(child) or _FastLinear(child)
+                parent._modules[name] = made[child]
 
 
 class _FastLinear(nn.Linear):
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        # Parameters, hooks, mode and sizes are the layer's own: whoever holds it sees the same.
+        self.__dict__.update(layer.__dict__)
+
     def forward(self, input: Tensor) -> Tensor:
         few = input.numel() < _PRODUCT_FROM_ROWS * self.in_features
         if few or torch.compiler.is_compiling():
@@ -114,26 +159,17 @@ def _has_onednn(x: Tensor, weight: Tensor) -> bool:
     return _ONEDNN is not None and on_cpu and bool(torch.backends.mkldnn.is_available())
 
 
-class _Packed(NamedTuple):
-    made_of: tuple[object, ...]
-    weight: Tensor
-
-
-_PACKED = WeakIdKeyDictionary()
-
-
 def _packed(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
-    """Returns the weight in `dtype`, for many rows in oneDNN's layout, which is made once.
+    """Returns the weight in `dtype`, for many rows in oneDNN's layout where weights are frozen.
 
-    Made anew when the weight has changed. The layout is for some thousand rows, whatever their
-    number: it changes no bit of a product.
+    The layout is for some thousand rows, whatever their number: it changes no bit of a product.
     """
-    plain = weight.detach()
-    if _PACK is None or rows < _PACKED_FROM_ROWS or not isinstance(weight, nn.Parameter):
+    plain, copies = weight.detach(), _COPIES.get()
+    few = rows < _PACKED_FROM_ROWS
+    if _PACK is None or copies is None or few or not isinstance(weight, nn.Parameter):
         return plain.to(dtype)
-    made_of = (weight.data_ptr(), weight._version, dtype)
-    kept: _Packed | None = _PACKED.get(weight)
-    if kept is None or kept.made_of != made_of:
-        kept = _Packed(made_of, _PACK(plain.to(dtype).contiguous(), _PACKED_FOR_ROWS))
-        _PACKED[weight] = kept
+    kept = copies.get((id(weight), dtype))
+    if kept is None:
+        kept = _Copy(weight, _PACK(plain.to(dtype).contiguous(), _PACKED_FOR_ROWS))
+        copies[id(weight), dtype] = kept
     return kept.weight

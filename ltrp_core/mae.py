@@ -8,6 +8,7 @@ checkpoints load without renaming.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,25 @@ class MaskedAutoencoder(nn.Module):
             "decoder_pos_embed", sincos_positions(config.decoder_width, config.grid)
         )
         self._initialize()
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Returns the depth of a parameter by its name, as timm's layer decay asks for it.
+
+        The embedding is 0, the encoder's block i (from 0) i + 1, the decoder's blocks come after.
+        """
+        del coarse
+        encoder, decoder = len(self.blocks), len(self.decoder_blocks)
+        of_part = {"cls_token": 0, "patch_embed": 0, "norm": encoder}
+        of_part |= {"decoder_embed": encoder + 1, "mask_token": encoder + 1}
+        first = {"blocks": 1, "decoder_blocks": encoder + 2}
+
+        def depth(name: str) -> int:
+            part, *rest = name.split(".")
+            if part in first:
+                return first[part] + int(rest[0])
+            return of_part.get(part, encoder + decoder + 2)
+
+        return depth
 
     def _initialize(self) -> None:
         nn.init.normal_(self.cls_token, std=0.02)

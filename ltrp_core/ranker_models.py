@@ -14,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, PatchEmbed
+from timm.models import group_parameters
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -105,6 +106,14 @@ class Ranker(nn.Module):
             )
         return self._score_patches(patches, visible)
 
+    def depths(self) -> dict[str, int]:
+        """Returns the depth of every parameter by its name: 0 at the pixels, most at the head.
+
+        Raises:
+            RequestError: the layers of this model are not known in their order.
+        """
+        raise NotImplementedError
+
     def _score(self, images: Tensor, visible: Tensor | None) -> Tensor:
         raise NotImplementedError
 
@@ -161,6 +170,16 @@ class TransformerRanker(Ranker):
         nn.init.zeros_(projection.bias)
         nn.init.normal_(self.cls_token, std=0.02)
 
+    def depths(self) -> dict[str, int]:
+        """Returns BEiT's: the embedding 0, block i (from 0) i + 1, norm and head one more."""
+        last = len(self.blocks) + 1
+        of_part = {"cls_token": 0, "patch_embed": 0, "norm": last, "head": last}
+        depths = {}
+        for name, _ in self.named_parameters():
+            part, *rest = name.split(".")
+            depths[name] = int(rest[0]) + 1 if part == "blocks" else of_part[part]
+        return depths
+
     def _score(self, images: Tensor, visible: Tensor | None) -> Tensor:
         patches = patchify(images, self.patch_size)
         if visible is None:
@@ -206,6 +225,15 @@ class DenseRanker(Ranker):
         else:
             self.backbone = _TimmBackbone(config["name"], self.grid * self.patch_size)
         self.head = nn.Linear(self._probe(), _num_units(config))
+
+    def depths(self) -> dict[str, int]:
+        """Returns those of the backbone's parameters, and one more for the head."""
+        inner = self.backbone.depths()
+        last = max(inner.values()) + 1
+        return {
+            name: inner.get(name.removeprefix("backbone."), last)
+            for name, _ in self.named_parameters()
+        }
 
     def _probe(self) -> int:
         """Returns the width of the features; freezes the parameters that they do not depend on.
@@ -254,6 +282,10 @@ class DenseRanker(Ranker):
 class _Backbone(nn.Module):
     """What a DenseRanker needs of a model, whatever its family."""
 
+    def depths(self) -> dict[str, int]:
+        """Returns the depth of every parameter by its name, from 0."""
+        raise NotImplementedError
+
     def feature_map(self, images: Tensor) -> Tensor:
         """Returns the features (B, C, h, w) of `images`."""
         raise NotImplementedError
@@ -268,6 +300,18 @@ class _MobileFormerBackbone(_Backbone):
         super().__init__()
         self.trunk = MobileFormer()
         self.embedding = MobileFormerEmbedding() if head == "cls" else None
+
+    def depths(self) -> dict[str, int]:
+        """Returns tokens, stem and first layer as 0, block i (from 0) as i + 1, the rest after."""
+        last = len(self.trunk.blocks) + 1
+        depths = {}
+        for name, _ in self.named_parameters():
+            _, part, *rest = name.split(".")
+            if name.startswith("trunk.blocks."):
+                depths[name] = int(rest[0]) + 1
+            else:
+                depths[name] = 0 if part in ("tokens", "stem", "first") else last
+        return depths
 
     def feature_map(self, images: Tensor) -> Tensor:
         return self.trunk.forward_features(images)[0]
@@ -291,6 +335,17 @@ class _TimmBackbone(_Backbone):
                 module.p = 0.0
             elif isinstance(module, DropPath):
                 module.drop_prob = 0.0
+
+    def depths(self) -> dict[str, int]:
+        """Returns timm's."""
+        matcher = getattr(self.model, "group_matcher", None)
+        if matcher is None:
+            raise RequestError(
+                f"timm says nothing of the order of the layers of a {type(self.model).__name__}; "
+                "leave out --layer-decay, or take another ranker"
+            )
+        known = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        return {f"model.{name}": int(depth) for name, depth in known.items()}
 
     def feature_map(self, images: Tensor) -> Tensor:
         features = self.model.forward_features(images)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ltrp_core import distances
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.linear import Activation, inference_linear
+from ltrp_core.linear import Activation, frozen_weights, inference_linear
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.patches import model_images
 from ltrp_core.precision import Precision, computing_in
@@ -98,7 +98,7 @@ def leave_one_out_scores(
     partitions = visible.shape[1] if visible.ndim == 3 else 1
     pairs = visible.reshape(-1, visible.shape[-1])
     owner = torch.arange(len(images), device=images.device).repeat_interleave(partitions)
-    with computing_in(precision, images.device):
+    with computing_in(precision, images.device), frozen_weights():
         scores = [
             _score_pairs(mae, images[rows], part, phase, metric, region)
             for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)

@@ -13,8 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
-from ltrp_core.linear import use_fast_linears
+from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.patches import model_images, patchify
+from ltrp_core.precision import float32_kept
 from ltrp_core.ranker_models import Ranker
 from ltrp_core.selection import num_kept, select_patches
 
@@ -96,10 +97,11 @@ def rank_images(ranker: Ranker, images: Tensor) -> Tensor:
     at_once = _AT_ONCE.get(images.device.type, _AT_ONCE_ELSEWHERE)
     images = model_images(images, ranker.grid, ranker.patch_size, ranker.dtype)
     scores = [torch.empty((0, ranker.grid**2), device=images.device)]
-    for group in images.split(at_once) if len(images) else ():
-        missing = at_once - len(group)
-        filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
-        scores.append(ranker(filled)[: len(group)].float())
+    with frozen_weights(), float32_kept():
+        for group in images.split(at_once) if len(images) else ():
+            missing = at_once - len(group)
+            filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
+            scores.append(ranker(filled)[: len(group)].float())
     return torch.cat(scores)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,21 @@ def check_finite(source: str | os.PathLike[str], state: Mapping[str, Tensor]) ->
             f"{source}: not finite as {state[broken[0]].dtype}: {listed(broken)}; the training "
             "diverged or the file is damaged: use an earlier checkpoint or another copy"
         )
+
+
+def not_finite(state: Any, name: str = "") -> list[str]:
+    """Returns the names of the tensors in nested mappings and lists that hold an inf or a nan."""
+    if isinstance(state, Tensor):
+        return [] if bool(state.isfinite().all()) else [name]
+    if isinstance(state, Mapping):
+        inner = [(str(key), value) for key, value in state.items()]
+    elif isinstance(state, Sequence) and not isinstance(state, str):
+        inner = [(str(number), value) for number, value in enumerate(state)]
+    else:
+        return []
+    return [
+        found for key, value in inner for found in not_finite(value, f"{name}.{key}".lstrip("."))
+    ]
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.errors import CheckpointError
+from ltrp_core.weight_checks import listed, not_finite
 from pipeline.parsing import parse_json_object, read_json_object
 from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import file_sha256, replace_text
@@ -179,6 +180,8 @@ class DiskTrainingFolder:
         if hashlib.sha256(data).hexdigest() != stamp["sha256"]:
             raise ValueError("another sha256")
         state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if broken := not_finite(state):
+            raise ValueError(f"not finite: {listed(broken)}")
         return state
 
     def _write_curve(self, history: list[dict[str, float]]) -> None:

@@ -86,6 +86,9 @@ def run(
                 steps, config.epochs, processes=loader_processes, pin=target.type == "cuda"
             ),
             loss=_loss(target),
+            keys=lambda epoch, step: [
+                images.keys[row] for row in train[steps.order.step(epoch, step).sample]
+            ],
             validate=measured.measure if measured is not None else None,
             after_epoch=_drawing(config, measured, folder) if measured is not None else None,
         ),
@@ -96,6 +99,7 @@ def run(
     )
     mae.load_state_dict(dict(trained.last))
     summary = Summary(stage="pretrain-mae", done=1, n_ok=len(images.keys), n_bad=len(images.bad))
+    summary.notes += trained.notes
     if measured is not None:
         summary.notes.append(_told(trained.history[-1], measured))
     summary.seconds = time.monotonic() - started

@@ -144,6 +144,9 @@ def run(
             validate=held_out.measure if held_out.num_records else None,
             judged_by=held_out.judged_by if config.keep == "best" or config.patience else "",
             patience=config.patience,
+            keys=lambda epoch, step: [
+                records.keys[row] for row in split.train[steps.order.step(epoch, step).sample]
+            ],
         ),
         config,
         folder=folder,
@@ -163,7 +166,7 @@ def run(
         ceiling=held_out.ceiling,
         counts=_counts(split, steps, held_out),
         started_from=started_from,
-        notes=notes,
+        notes=notes + trained.notes,
         summary=summary,
     )
 
@@ -195,6 +198,16 @@ class RankerStep(nn.Module):
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
         self.ranker = ranker
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Returns at which depth a parameter is, by its name: what timm's layer decay asks for.
+
+        Raises:
+            RequestError: that is not known of the ranker.
+        """
+        del coarse
+        depths = self.ranker.depths()
+        return lambda name: depths[name.removeprefix("ranker.")]
 
     def forward(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Returns the scores (B, n) of `visible` (B, n).

@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.linear import use_fast_linears
+from ltrp_core.linear import frozen_weights, use_fast_linears
+from ltrp_core.precision import float32_kept
+from ltrp_core.weight_checks import listed, not_finite
 from stages.options import check_ranges, option
 from stages.protocols import Bar, Progress, TrainingFolder
 from stages.ranks import Ranks
@@ -28,6 +31,10 @@ from stages.ranks import Ranks
 _STEPS_BETWEEN_LOOKS = 10
 """Several ranks decide together whether a checkpoint is due; not in every step."""
 _STEPS_BETWEEN_LOGS = 50
+_CURVE = 2
+"""Which learning rates: 1, of checkpoints without the number, dropped where warm-up ended."""
+_SMALLEST_SCALE = 2.0**-24
+"""Of fp16 gradients: what is still too large then was never a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +106,8 @@ class Task:
     """The sum over the items of a part"""
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
     """Called on every rank after each epoch, with the model that would be kept"""
+    keys: Callable[[int, int], Sequence[str]] = lambda epoch, step: ()
+    """(epoch, step) -> the keys of its images, over all ranks, for a message"""
     after_epoch: Callable[[nn.Module, int], None] | None = None
     """Called on the first rank after each epoch, with the same model and the number of the epoch"""
     judged_by: str = ""
@@ -117,6 +126,7 @@ class Trained:
     best_epoch: int
     """From 1"""
     stopped_early: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def fit(
@@ -130,10 +140,12 @@ def fit(
     """Trains `task.model` in place; weights, curve and checkpoints are those of an undisturbed run.
 
     Method: AdamW with betas (0.9, 0.95), no decay on biases, norms and other 1-D parameters; linear
-    warm-up, then a cosine, stepped every update; gradients clipped to norm 1.
+    warm-up, then half a cosine over the rest, set before every update (MAE's). Gradients are
+    clipped to norm 1, which neither MAE nor the paper does.
 
     Raises:
-        RequestError: the loss is not finite.
+        RequestError: the loss, a gradient or what a checkpoint would hold is not finite, or a
+            training with --layer-decay was begun when that did something else.
     """
     run = _Run(task, config, ranks)
     run.restore(ranks.share(folder.resume() if ranks.is_first else None))
@@ -157,6 +169,7 @@ def fit(
         best=run.best,
         best_epoch=run.best_epoch,
         stopped_early=run.is_over and len(run.history) < config.epochs,
+        notes=run.notes,
     )
 
 
@@ -180,17 +193,8 @@ class _Run:
             layer_decay=config.layer_decay if config.layer_decay < 1 else None,
             **extra,
         )
-        self.schedule, _ = create_scheduler_v2(
-            self.optimizer,
-            sched=config.sched,
-            num_epochs=config.epochs,
-            # A part of an epoch will do: it becomes updates.
-            warmup_epochs=min(config.warmup_epochs, config.epochs / 4),  # type: ignore[arg-type]
-            warmup_lr=0.0,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=task.steps_per_epoch,
-        )
+        self.curve = _CURVE
+        self.schedule = _schedule(self.optimizer, config, task.steps_per_epoch, self.curve)
         self.dtype = _precision(config.precision, self.device)
         if self.device.type == "cpu" and self.dtype is torch.bfloat16:
             _spell_out_attention(task.model)
@@ -207,6 +211,9 @@ class _Run:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.best: Mapping[str, Tensor] = {}
         self.best_epoch = 0
+        self.notes: list[str] = []
+        self.bad_step = torch.full((), -1, device=self.device)
+        """The first step whose loss or gradient was not finite; looked at where the host waits"""
 
     @property
     def kept(self) -> nn.Module:
@@ -235,23 +242,24 @@ class _Run:
             if self.ranks.is_first and self.steps_done % _STEPS_BETWEEN_LOGS == 0:
                 mean = float(self.loss) * self.ranks.size / self.step
                 folder.log(self.steps_done, {"running_loss": mean})
+            if self.step % _STEPS_BETWEEN_LOOKS == 0:
+                self._check_finite(self.loss)
             if self.step < steps and self.step % between_looks == 0:
                 self.save(folder, folder.is_due())
         total = self.ranks.total(self.loss)
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        self._check_finite(total)
+        # Of the last layers, where --layer-decay scales that of others.
+        lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.history.append({"epoch": epoch + 1.0, "loss": float(total) / steps, "lr": lr})
         self.step, self.loss = 0, torch.zeros_like(self.loss)
-        if not torch.isfinite(total):
-            raise RequestError(
-                f"the loss of epoch {epoch + 1} is not finite; lower --base-lr, or pass "
-                "--precision float32"
-            )
 
     def validate(self) -> None:
         """Adds the measures of the epoch that ended to its row, and keeps the best weights."""
         row = self.history[-1]
         if self.task.validate is not None:
-            row |= self.task.validate(self.kept)
+            # No step is taken meanwhile. A copy of weights that outlived it would be an old one.
+            with float32_kept(), frozen_weights():
+                row |= self.task.validate(self.kept)
         judged = self.task.judged_by
         best = self.history[self.best_epoch - 1] if self.best_epoch else None
         if not judged or best is None or row[judged] > best[judged]:
@@ -265,12 +273,20 @@ class _Run:
         losses = torch.zeros(self.ranks.size, dtype=self.loss.dtype, device=self.device)
         losses[self.ranks.rank] = self.loss
         losses = self.ranks.total(losses)
+        self._check_finite(losses)
         if self.ranks.is_first:
-            folder.checkpoint({**self.state(), "losses": losses})
+            state = {**self.state(), "losses": losses}
+            if broken := not_finite(state):
+                raise RequestError(
+                    f"{listed(broken)} are not finite after {self._place(self.steps_done - 1)}; "
+                    f"{_DIVERGED}"
+                )
+            folder.checkpoint(state)
 
     def state(self) -> dict[str, Any]:
         """Returns what a new process goes on from, beside the ranks' losses."""
         return {
+            "curve": self.curve,
             "model": self.task.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -285,6 +301,7 @@ class _Run:
         """Goes on from what `state` returned."""
         if state is None:
             return
+        self._take_curve(state.get("curve", 1))
         self.task.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -299,33 +316,104 @@ class _Run:
         elif self.ranks.is_first:
             self.loss = losses.sum()
 
+    def _take_curve(self, number: int) -> None:
+        """Goes on with the learning rates that a checkpoint was begun with."""
+        if number == self.curve:
+            return
+        if self.config.layer_decay < 1:
+            raise RequestError(
+                "this training was begun by a version in which --layer-decay changed nothing for "
+                "most rankers; go on with that version, or pass another --out"
+            )
+        self.curve = number
+        self.schedule = _schedule(self.optimizer, self.config, self.task.steps_per_epoch, number)
+        self.notes.append(
+            "this training was begun by a version whose learning rate dropped at the end of "
+            "warm-up, and goes on with that curve; another --out has the paper's"
+        )
+
     def _step(self, batch: StepBatch) -> None:
         _seed_step(self.config.seed, self.steps_done, self.ranks.rank)
         self.schedule.step_update(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
-        for number, part in enumerate(batch.parts, 1):
-            wait = number < len(batch.parts) and self.ranks.size > 1
-            with self.model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(
-                    self.device.type, self.dtype, enabled=self.dtype is not torch.float32
-                ):
-                    value = self.task.loss(self.model, part)
-                # The ranks' gradients are averaged: each stands for its share of the step.
-                share = self.ranks.size / batch.count
-                self.scaler.scale(value * share).backward()
-                self.loss += value.detach().double() / batch.count
+        with float32_kept():
+            for number, part in enumerate(batch.parts, 1):
+                wait = number < len(batch.parts) and self.ranks.size > 1
+                with self.model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+                    with torch.autocast(
+                        self.device.type, self.dtype, enabled=self.dtype is not torch.float32
+                    ):
+                        value = self.task.loss(self.model, part)
+                    # The ranks' gradients are averaged: each stands for its share of the step.
+                    share = self.ranks.size / batch.count
+                    self.scaler.scale(value * share).backward()
+                    self.loss += value.detach().double() / batch.count
         self.scaler.unscale_(self.optimizer)
-        if self.config.clip_grad:
-            nn.utils.clip_grad_norm_(
-                self.task.model.parameters(),
-                self.config.clip_grad,
-                # A scaler skips such a step by itself, and lowers its scale.
-                error_if_nonfinite=self.device.type == "cpu",
-            )
+        self._look_at_gradient()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.task.model, step=self.steps_done)
+
+    def _look_at_gradient(self) -> None:
+        """Clips the gradient, and notes the first step at which it or the loss is not finite."""
+        parameters = list(self.task.model.parameters())
+        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        if self.config.clip_grad:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+        is_bad = ~self.loss.isfinite()
+        if not self.scaler.is_enabled():  # a scaler skips such a step by itself
+            is_bad = is_bad | ~norm.isfinite()
+        first = is_bad & (self.bad_step < 0)
+        self.bad_step = torch.where(first, self.steps_done, self.bad_step)
+        if self.device.type == "cpu":
+            self._check_finite(self.loss)
+
+    def _check_finite(self, losses: Tensor) -> None:
+        """Checks what the steps left, before anything is kept of it.
+
+        Raises:
+            RequestError: a loss or a gradient was not finite.
+        """
+        bad = int(self.bad_step)
+        if bad >= 0 or not bool(losses.isfinite().all()):
+            place = self._place(bad if bad >= 0 else self.steps_done - 1)
+            raise RequestError(f"the loss or its gradient is not finite in {place}; {_DIVERGED}")
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE:
+            place = self._place(self.steps_done - 1)
+            raise RequestError(f"fp16 holds no gradient any more in {place}; {_DIVERGED}")
+
+    def _place(self, step: int) -> str:
+        epoch, number = divmod(max(step, 0), self.task.steps_per_epoch)
+        keys = listed(self.task.keys(epoch, number))
+        return f"step {number + 1} of epoch {epoch + 1}" + (f" (images {keys})" if keys else "")
+
+
+_DIVERGED = (
+    "lower --base-lr, pass --precision float32 or look at these images; no checkpoint was written "
+    "since, the last one is whole"
+)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int, curve: int
+) -> Scheduler:
+    """Returns the learning rates: linear warm-up, then the curve over the epochs that are left."""
+    warmup = min(config.warmup_epochs, config.epochs / 4)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.sched,
+        # Parts of an epoch will do: they become updates.
+        num_epochs=config.epochs - (warmup if curve == _CURVE else 0),  # type: ignore[arg-type]
+        warmup_epochs=warmup,  # type: ignore[arg-type]
+        warmup_prefix=curve == _CURVE,
+        warmup_lr=0.0,
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    assert schedule is not None
+    return schedule
 
 
 @contextlib.contextmanager

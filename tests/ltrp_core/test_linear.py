@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 
 import ltrp_core.linear
-from ltrp_core.linear import inference_linear, use_fast_linears
+from ltrp_core.linear import frozen_weights, inference_linear, use_fast_linears
 
 
 def layer(rows, inner=48, outer=96):
@@ -40,14 +43,79 @@ def test_under_autocast_it_computes_in_its_type():
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
 
 
-def test_a_layout_is_not_kept_longer_than_its_weight():
+def test_a_layout_is_made_once_and_not_kept_longer_than_weights_are_frozen(monkeypatch):
     x, weight, bias = layer(2048)
-    before = len(ltrp_core.linear._PACKED)
+    own, made = ltrp_core.linear._PACK, []
+    monkeypatch.setattr(ltrp_core.linear, "_PACK", lambda *args: made.append(1) or own(*args))
     with torch.no_grad():
-        inference_linear(x, weight, bias)
-    assert len(ltrp_core.linear._PACKED) == before + 1
-    del weight
-    assert len(ltrp_core.linear._PACKED) == before
+        plain = inference_linear(x, weight, bias)
+        assert not made
+        with frozen_weights():
+            first = inference_linear(x, weight, bias)
+            with frozen_weights():
+                again = inference_linear(x, weight, bias)
+            assert len(made) == 1
+        weight.data.zero_()
+        with frozen_weights():
+            assert torch.equal(inference_linear(x, weight, bias), bias.expand(2, 1024, -1))
+    assert torch.equal(first, plain), "it changes no bit"
+    assert torch.equal(again, plain)
+
+
+def halved(model):
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+
+
+def loaded(model):
+    model.load_state_dict({name: -value for name, value in model.state_dict().items()})
+
+
+def swapped(model):
+    for parameter in model.parameters():
+        parameter.data = parameter.detach() + 1
+
+
+def averaged(model):
+    average, other = ModelEmaV3(model, decay=0.5), copy.deepcopy(model)
+    halved(other)
+    average.update(other)
+    model.load_state_dict(average.module.state_dict())
+
+
+def fused_step(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(torch.ones(2, 48)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [halved, loaded, swapped, averaged, fused_step])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_weights_that_change_unseen_are_never_taken_from_before(change, mode):
+    x, _, _ = layer(2048)
+    plain, fast = small_model(), small_model()
+    use_fast_linears(fast)
+    with mode():
+        fast(x)
+    change(fast)
+    plain.load_state_dict(fast.state_dict())
+    with mode():
+        torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-3)
+
+
+def test_layers_are_replaced_and_keep_their_hooks_places_and_parameters():
+    model = small_model()
+    model.append(model[0])
+    before, parameters, calls = model[0], list(model.parameters()), []
+    before.register_forward_hook(lambda *_: calls.append(1))
+    use_fast_linears(model)
+    assert type(before) is torch.nn.Linear
+    assert model[3] is model[0]
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    model[0](torch.ones(1, 48))
+    assert calls == [1]
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied[0](torch.ones(1, 48)), before(torch.ones(1, 48)))
 
 
 def small_model():
@@ -106,7 +174,7 @@ def test_it_learns_without_onednn_too(monkeypatch):
 @pytest.mark.parametrize("learns", [True, False])
 def test_of_many_rows_a_layer_takes_the_fast_product_and_of_few_it_does_not(learns, monkeypatch):
     x, _, _ = layer(40)
-    model = torch.nn.Linear(48, 96).requires_grad_(learns)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 96)).requires_grad_(learns)
     use_fast_linears(model)
     own, rows = ltrp_core.linear._ONEDNN, []
     monkeypatch.setattr(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ltrp_core.checkpoints import load_mae
+from ltrp_core.distances import ssim
 from ltrp_core.errors import RequestError
 from ltrp_core.partitions import sample_visible
 from ltrp_core.precision import (
@@ -13,10 +14,13 @@ from ltrp_core.precision import (
     check_precision,
     computing_in,
     fastest_faithful,
+    float32_kept,
     needs_gpu,
 )
+from ltrp_core.rankers import load_ranker
 from ltrp_core.ranking_metrics import kendall_tau_b
 from ltrp_core.scoring import METRICS, PHASES, REGIONS, leave_one_out_scores
+from ltrp_core.selector import LTRPSelector, rank_images
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,109 @@ def test_the_precision_ends_with_the_context():
     with computing_in("bf16", torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu")
     assert not torch.is_autocast_enabled("cpu")
+
+
+FLAGS = (
+    "backends.cuda.matmul",
+    "backends.cudnn.conv",
+    "backends.mkldnn.matmul",
+    "backends.mkldnn.conv",
+)
+
+
+def flag(name, value=None):
+    place = torch
+    for part in name.split("."):
+        place = getattr(place, part)
+    if value is not None:
+        place.fp32_precision = value
+    return place.fp32_precision
+
+
+def flags():
+    """All that a program can read, in both of torch's sets; one that raises reads None."""
+
+    def read(get):
+        try:
+            return get()
+        except RuntimeError:
+            return None
+
+    newer = {name: flag(name) for name in ("backends", "backends.cudnn", *FLAGS)}
+    older = (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32)
+    return newer, [read(get) for get in older]
+
+
+@pytest.fixture
+def untouched_flags():
+    """Puts back torch's defaults."""
+    yield
+    flag("backends", "none")
+    flag("backends.cudnn", "none")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for name, value in zip(FLAGS, ("none", "tf32", "none", "none"), strict=True):
+        flag(name, value)
+
+
+@pytest.mark.usefixtures("untouched_flags")
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+        lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: flag("backends", "tf32"),
+        lambda: flag("backends.cudnn", "tf32"),
+        lambda: flag("backends.cudnn.conv", "ieee"),
+        lambda: flag("backends.cuda.matmul", "tf32"),
+    ],
+)
+def test_float32_is_float32_in_products_and_convolutions_and_all_flags_come_back(program):
+    program()
+    before = flags()
+    with computing_in("float32", torch.device("cpu")):
+        assert [flag(name) for name in FLAGS] == ["ieee"] * 4
+        with float32_kept("tf32"):
+            assert [flag(name) for name in FLAGS] == ["tf32", "tf32", "ieee", "ieee"]
+        assert [flag(name) for name in FLAGS] == ["ieee"] * 4
+    assert flags() == before
+    inherited = [flag("backends", value) and flags() for value in ("ieee", "none")]
+    flag("backends", before[0]["backends"])
+    with pytest.raises(ZeroDivisionError), computing_in("bf16", torch.device("cpu")):
+        raise ZeroDivisionError
+    assert flags() == before
+    assert inherited == [flag("backends", value) and flags() for value in ("ieee", "none")], (
+        "a flag that was never set still inherits"
+    )
+
+
+@pytest.mark.usefixtures("untouched_flags")
+def test_no_score_or_kept_patch_depends_on_what_the_program_allows(work):
+    mae, images, visible = work
+    selector = LTRPSelector(load_ranker("ranker_tiny"))
+    ways = [{"metric": "ssim"}, {}]
+    exact = [leave_one_out_scores(mae, images[:1], visible[:1], **way) for way in ways]
+    kept = rank_images(selector.ranker, images[:1])
+    torch.set_float32_matmul_precision("medium")
+    for way, expected in zip(ways, exact, strict=True):
+        assert torch.equal(leave_one_out_scores(mae, images[:1], visible[:1], **way), expected)
+    assert torch.equal(rank_images(selector.ranker, images[:1]), kept)
+
+
+def test_the_ssim_is_of_full_float32_whatever_surrounds_it(monkeypatch):
+    own, seen = torch.nn.functional.conv2d, []
+
+    def watched(*args):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return own(*args)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    images = torch.zeros(1, 3, 16, 16)
+    ssim(images, images[:, None])
+    assert set(seen) == {False}
 
 
 @pytest.mark.gpu
