@@ -46,7 +46,7 @@ def test_a_rankers_config_and_annotations_that_do_not_parse_are_named(damage, tm
         read_config(tmp_path)
     (tmp_path / "instances.json").write_bytes(DAMAGED_JSON[damage])
     with pytest.raises(RequestError, match=r"instances\.json"):
-        open_annotations(tmp_path / "instances.json", format="coco", shape="boxes")
+        open_annotations(tmp_path / "instances.json", format="coco", shape="boxes").categories  # noqa: B018
 
 
 @pytest.mark.parametrize("text", ["[" * 5_000, "a: 2001-02-31", "a: &b [*b", "? {}\n: 1", "\0"])
