@@ -23,7 +23,6 @@ from pipeline.store.record_checks import RowDigests, check_records
 from pipeline.store.record_forms import FORMS
 from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.workers import Slot
-from stages.devices import resolve_device
 from stages.protocols import ArrayField, Arrays, UnitStage
 
 MakeStage = Callable[[str], UnitStage]
@@ -133,7 +132,9 @@ def cpu_kind(device: str) -> str:
 
     Torch picks its kernels by it: another width of vectors adds in another order.
     """
-    import torch
+    import torch  # here: the driver of a Ray run needs none
+
+    from stages.devices import resolve_device
 
     if resolve_device(device).type != "cpu":
         return ""

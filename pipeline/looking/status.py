@@ -149,8 +149,12 @@ def _rows(cache: Cache, problems: list[str]) -> dict[str, UnitRow]:
         rows = {unit: known[unit] for unit in there if unit in known}
         problems.append(f"{len(rows)} units as {MANIFEST} lists them; `verify` reads them")
     new = {f"{UNITS}/{unit}/{RECEIPT}": unit for unit in there if unit not in rows}
-    for name, content in cache.place.read_many(new).items():
-        unit = new[name]
+    found = cache.place.read_many(new)
+    for name, unit in new.items():
+        if name not in found:  # an attempt may be going on, unless it was done
+            problems += [f"{unit}: {RECEIPT} is missing"] if unit in known else []
+            continue
+        content = found[name]
         problem, receipt = receipt_problem(unit, content, run_id=cache.run_id)
         if problem is None and receipt is not None:
             rows[unit] = UnitRow.of(receipt)

@@ -9,7 +9,7 @@ from command_line import one_line_error
 
 from ltrp_core.errors import CheckpointError, DamagedFileError, RequestError
 from ltrp_core.rankers import read_config
-from pipeline.annotations import open_annotations
+from pipeline.annotations.coco import CocoAnnotations
 from pipeline.parsing import parse_json, parse_json_object, parse_parquet, parse_yaml
 from pipeline.run_config import read_config as read_recipe
 
@@ -46,7 +46,7 @@ def test_a_rankers_config_and_annotations_that_do_not_parse_are_named(damage, tm
         read_config(tmp_path)
     (tmp_path / "instances.json").write_bytes(DAMAGED_JSON[damage])
     with pytest.raises(RequestError, match=r"instances\.json"):
-        open_annotations(tmp_path / "instances.json", format="coco", shape="boxes").categories  # noqa: B018
+        CocoAnnotations(tmp_path / "instances.json", shape="boxes")
 
 
 @pytest.mark.parametrize("text", ["[" * 5_000, "a: 2001-02-31", "a: &b [*b", "? {}\n: 1", "\0"])

@@ -18,6 +18,7 @@ from pipeline.store import open_cache
 from pipeline.store.cache import create_cache
 from pipeline.store.lock import folder_lock
 from pipeline.store.manifest import UnitRow, manifest_bytes
+from pipeline.store.receipts import FileStamp, Receipt
 from pipeline.store.record_forms import FORMS
 from pipeline.store.units import publish, seal, unit_name
 from pipeline.store.zarr_records import read_fields
@@ -31,7 +32,7 @@ BEGUN = 1_000_000.0
 
 @pytest.fixture
 def made_of(tmp_path):
-    """Makes a cache of which only the log, the manifest and the units' names are there."""
+    """Makes a cache of which only the log, the manifest and the receipts are there."""
 
     def make(done, extra=()):
         out = tmp_path / "made"
@@ -41,7 +42,13 @@ def made_of(tmp_path):
         for shard, end, total, images, worker in done:
             unit = unit_name(shard)
             (out / "units" / unit).mkdir(parents=True)
-            rows.append(UnitRow(unit, shard, 1, "0", images, images, 0, "{}", None, 10))
+            receipt = Receipt(
+                unit=unit, run_id=cache.run_id, n_in=images, n_ok=images, n_bad=0, reasons={},
+                damage=None, files={"records.zarr/zarr.json": FileStamp(10, "0" * 64)},
+                input={"name": shard, "size": 1, "sha256": "0" * 64},
+            )  # fmt: skip
+            (out / "units" / unit / "receipt.json").write_bytes(receipt.to_bytes())
+            rows.append(UnitRow.of(receipt))
             events.append(
                 {"event": "done", "time": BEGUN + end, "unit": unit, "attempts": 1, "n_ok": images,
                  "worker": worker, "seconds": {"total": total}})  # fmt: skip
