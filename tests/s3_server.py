@@ -28,10 +28,10 @@ def s3_bucket() -> Iterator[str]:
         for name, value in settings.items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="bucket")
+        # Servers of one process share their objects: what an earlier one's tests left is not ours.
+        boto3.resource("s3").Bucket("bucket").objects.all().delete()
         # Connections are kept by the process: not those to another test's server.
         s3fs.S3FileSystem.clear_instance_cache()
         yield "s3://bucket"
-        # Servers of one process share their objects: the next one's bucket is to be empty.
-        boto3.resource("s3").Bucket("bucket").objects.all().delete()
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()

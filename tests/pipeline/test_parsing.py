@@ -92,4 +92,4 @@ def test_a_damaged_evaluation_is_named_in_one_line(tmp_path):
 
     with pytest.raises(RequestError, match="is no --out folder of `evaluate ranking`"):
         read_tables(tmp_path)
-    assert "run.json is missing or unreadable" in one_line_error("status", tmp_path)
+    assert "is the output of `evaluate ranking`" in one_line_error("status", tmp_path)

@@ -142,7 +142,8 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(url, shards, sma
 def test_the_log_of_a_run_holds_no_signature_of_an_address(tmp_path):
     url = f"https://host/x.tar?sv=2024&sig={SECRET}&X-Amz-Signature={SECRET}"
     log = RunLog(LocalPlace(tmp_path), "run")
-    log.write("failed", reason=f"{url} cut at byte 7; bring it again")
+    reason = f"{url} cut at byte 7; bring it again"
+    log.write("failed", unit="x", worker="host:cpu", attempts=1, reason=reason)
     assert holding(tmp_path) == []
     (event,) = read_log(LocalPlace(tmp_path))
     assert event["reason"].startswith("https://host/x.tar?sv=2024&sig=***")

@@ -158,13 +158,27 @@ def test_images_that_differ_in_their_ending_have_a_key_each(write):
         annotations.foreground("a", 40, 60)
 
 
-@pytest.mark.parametrize(
-    "side", [0, -4, 4.5, "40", None, True, pytest.param(10**400, id="400 digits")]
-)
+@pytest.mark.parametrize("side", [0, -4, 4.5, "40", None, True])
 def test_an_image_of_no_size_is_named(write, side):
     with pytest.raises(RequestError, match=r"image 'a\.jpg' has height") as error:
         CocoAnnotations(write([], images=[image(1, height=side)]))
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"images": [image(1, height=10**400)]},
+        {"annotations": [{**of_image(1), "bbox": [1, 2, 10**400, 4]}]},
+        {"annotations": [{**of_image(1), "segmentation": [[10, 5, 30, 5, 10**400, 7]]}]},
+    ],
+    ids=["size", "box", "polygon"],
+)
+def test_a_number_of_400_digits_is_refused_with_the_file(tmp_path, part):
+    document = {"images": [image(1)], "annotations": [], "categories": []} | part
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    with pytest.raises(RequestError, match=r"instances\.json.*a whole number of 401 digits"):
+        CocoAnnotations(tmp_path / "instances.json").foreground("a", 40, 60)
 
 
 def test_crowds_are_ignored_by_their_boxes_where_boxes_are_asked_for(write):
@@ -222,8 +236,6 @@ def test_boxes_end_at_the_border(write):
         {"segmentation": {"size": [40, 60], "counts": "é"}},
         {"segmentation": {"size": [40, 60]}},
         {"segmentation": {"size": 2400, "counts": [2400]}},
-        {"segmentation": {"size": [40, 60], "counts": [10**400]}},
-        {"segmentation": [[10, 5, 30, 5, 10**400, 7]]},
         {"segmentation": [10, 5, 30, 5, 30, 25]},
         {"category_id": 9, "segmentation": [[10, 5, 30, 5, 30, 25]]},
     ],
@@ -236,7 +248,7 @@ def test_a_damaged_annotation_is_named(write, annotation):
 
 @pytest.mark.parametrize(
     "bbox",
-    [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("inf"), 4], [1, 2, 10**400, 4], [1, 2, True, 4]],
+    [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("inf"), 4], [1, 2, True, 4]],
 )
 def test_a_damaged_box_is_named(write, bbox):
     path = write([POLYGON | {"bbox": bbox}])
