@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.regular_files import read_regular
 
 COMMANDS = (
     "pack",
@@ -143,7 +144,7 @@ def _read(source: str) -> tuple[str, str]:
             resources.files("pipeline") / "recipes" / f"{source}.yaml"
         ).read_text()
     try:
-        return str(path), path.read_text()
+        return str(path), read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(
             f"{source} cannot be read ({error}); pass a YAML file or a recipe: "

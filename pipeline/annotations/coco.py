@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import read_regular
 from pipeline.annotations.categories import select_names
 from pipeline.annotations.files import check_size, find_by_key
 from stages.protocols import Foreground
@@ -148,7 +149,7 @@ class CocoAnnotations:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is no readable JSON: {error}") from error
     missing = {"images", "annotations", "categories"} - (

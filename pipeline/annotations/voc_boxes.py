@@ -12,6 +12,7 @@ from xml.parsers import expat
 import numpy as np
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import read_regular
 from pipeline.annotations.categories import select_names
 from pipeline.annotations.files import check_size, find_by_key, folder_sha256, index_files
 from stages.protocols import Foreground
@@ -85,7 +86,7 @@ def parse_xml(file: Path) -> ElementTree.Element:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(file.read_bytes(), True)
+        parser.Parse(read_regular(file), True)
         return builder.close()
     except (OSError, expat.ExpatError, AssertionError) as error:
         raise RequestError(f"{file} is no readable XML: {error}") from error

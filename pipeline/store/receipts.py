@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ltrp_core.regular_files import open_regular
+
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
@@ -100,7 +102,7 @@ def stamp_files(folder: Path) -> dict[str, FileStamp]:
 
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file, hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

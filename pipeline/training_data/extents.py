@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltrp_core.regular_files import open_descriptor
+
 _OPEN_FILES = 128
 
 
@@ -117,5 +119,5 @@ class ExtentReader:
         else:
             if len(self._open) >= _OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[number] = os.open(self.extents.paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            self._open[number] = open_descriptor(self.extents.paths[number])
         return self._open[number]

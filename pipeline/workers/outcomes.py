@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import NotRegularFileError
 
 ATTEMPTS = 3
 DELAYS_S = (0.5, 2.0)
@@ -117,7 +118,13 @@ _NO_WRITING = {
     errno.EFBIG: "no space left in the file size limit (ulimit -f)",
     errno.EROFS: "no space left to write to: the file system became read-only",
 }
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotRegularFileError,
+)
 _REMOTE_PACKAGES = frozenset(
     (
         "aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "http", "httpx",
@@ -140,7 +147,8 @@ def classify(error: BaseException) -> Failure:
         return Failure(reason, "request")
     if isinstance(error, RuntimeError) and "CUDA error:" in str(error):
         return Failure(reason, "worker")  # the CUDA context does not recover in this process
-    if isinstance(error, _LASTING):
+    is_circle = isinstance(error, OSError) and error.errno == errno.ELOOP
+    if is_circle or isinstance(error, _LASTING):
         return Failure(reason, "item")
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, (OSError, MemoryError)) or package in _REMOTE_PACKAGES:
