@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import open_regular
+from pipeline.inputs.folders import LeftOut, walk_folder
 from pipeline.inputs.images import MAX_PIXELS
 from pipeline.store.receipts import file_sha256
 
@@ -24,10 +26,8 @@ def index_files(folder: Path, suffix: str) -> dict[str, Path]:
     Raises:
         RequestError: there is none, or the folder cannot be read.
     """
-    try:
-        files = sorted(file for file in folder.rglob(f"*{suffix}") if file.is_file())
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be read: {error}") from error
+    found = walk_folder(folder, LeftOut(str(folder)), lambda name: name.endswith(suffix))
+    files = sorted(folder / file.name for file in found)
     if not files:
         raise RequestError(f"{folder} holds no {suffix} file; pass the folder of annotations")
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
@@ -94,11 +94,12 @@ def read_classes(file: Path, key: str, height: int, width: int) -> NDArray[np.ui
 def _open_png(file: Path, key: str, height: int, width: int) -> Image.Image:
     """Returns a decoded image of a known size; the header is checked before a pixel is decoded."""
     try:
-        image = Image.open(file, formats=["PNG"])
-        if image.width * image.height > MAX_PIXELS:
-            raise RequestError(f"{file} says {image.width} x {image.height} px: too large")
-        check_size(file, key, (image.height, image.width), (height, width))
-        image.load()
+        with open_regular(file) as opened:
+            image = Image.open(opened, formats=["PNG"])
+            if image.width * image.height > MAX_PIXELS:
+                raise RequestError(f"{file} says {image.width} x {image.height} px: too large")
+            check_size(file, key, (image.height, image.width), (height, width))
+            image.load()
     except RequestError:
         raise
     except (*_DAMAGE, Image.DecompressionBombError) as error:

@@ -13,6 +13,7 @@ from pipeline.annotations.class_images import ade20k_things, voc_classes
 from pipeline.annotations.coco import CocoAnnotations
 from pipeline.annotations.masks import MaskImages
 from pipeline.annotations.voc_boxes import VocBoxes
+from pipeline.inputs.folders import LeftOut, walk_folder
 from pipeline.store.receipts import file_sha256
 from stages.protocols import Foreground
 
@@ -105,7 +106,7 @@ def open_annotations(path: Path, *, format: str = "auto", shape: str = "masks") 
 
 
 def _recognize(path: Path, shape: str) -> tuple[str, Path]:
-    if path.is_file():
+    if not path.is_dir():  # a pipe is refused when it is opened
         return "coco", path
     has_boxes, has_masks = (
         (path / name).is_dir() and _first(path / name, suffix) is not None
@@ -136,4 +137,5 @@ def _folder_of(path: Path, format: str) -> Path:
 
 
 def _first(folder: Path, suffix: str) -> Path | None:
-    return next(folder.rglob(f"*{suffix}"), None)
+    found = walk_folder(folder, LeftOut(str(folder)), lambda name: name.endswith(suffix))
+    return next((folder / file.name for file in found), None)
