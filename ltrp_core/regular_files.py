@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
 
 _KINDS: Mapping[str, Callable[[int], bool]] = {
     "a named pipe": stat.S_ISFIFO,
@@ -19,7 +19,7 @@ class NotRegularFileError(OSError):
     """A pipe, a device or a socket stands where a file should: it may never end."""
 
 
-def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Returns a file opened for reading bytes; links are followed.
 
     Raises:
@@ -27,10 +27,7 @@ def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> Binary
         IsADirectoryError: it is a folder.
         OSError: it is not there, not readable, or a link in a circle.
     """
-    file: BinaryIO = open(  # noqa: SIM115
-        path, "rb", buffering=buffering, opener=lambda *_: open_descriptor(path)
-    )
-    return file
+    return open(path, "rb", opener=lambda *_: open_descriptor(path))
 
 
 def read_regular(path: str | os.PathLike[str]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, Protocol
 
 from ltrp_core.errors import RequestError
-from ltrp_core.regular_files import NotRegularFileError, open_regular
+from ltrp_core.regular_files import NotRegularFileError, open_descriptor
 from pipeline.inputs.folders import is_text
 from pipeline.inputs.images import EXTENSIONS
 from pipeline.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
@@ -380,7 +381,7 @@ def looks_like(path: str) -> str:
 
 def _open(path: str, block_bytes: int = 8 << 20) -> BinaryIO:
     if "://" not in path:
-        return open_regular(path, buffering=0)
+        return os.fdopen(open_descriptor(path), "rb", buffering=0)
     from fsspec.core import url_to_fs
 
     fs, name = url_to_fs(path)
