@@ -22,6 +22,7 @@ from torch import Tensor
 from ltrp_core.errors import CheckpointError
 from ltrp_core.mae import MAE_CONFIGS, MAEConfig
 from ltrp_core.parsing import parse_json, parse_json_object
+from ltrp_core.regular_files import open_regular
 from ltrp_core.shipped_weights import shipped_folder, where_to_get
 from ltrp_core.weight_checks import listed
 
@@ -69,7 +70,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 def find_weights(path: Path) -> Path:
     """Returns `path`, or the weights file in it if it is a folder."""
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # what is no file either, `read_file` refuses
         return path
     if not path.exists():
         if str(path) in MAE_CONFIGS:
@@ -96,7 +97,7 @@ def read_file(path: Path) -> WeightsFile:
         CheckpointError: unreadable, empty, damaged, asking to run code, or without parameters.
     """
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(9)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

@@ -34,6 +34,7 @@ from ltrp_core.checkpoint_formats import (
 )
 from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder
+from ltrp_core.regular_files import open_regular
 from ltrp_core.shipped_weights import where_to_get
 from ltrp_core.weight_checks import check_finite, listed
 
@@ -147,7 +148,7 @@ def weights_sha256(path: str | os.PathLike[str]) -> str:
         CheckpointError: there is no such file.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error

@@ -43,6 +43,7 @@ from ltrp_core.ranker_models import (
     Ranker,
     TransformerRanker,
 )
+from ltrp_core.regular_files import open_regular
 from ltrp_core.shipped_weights import SHIPPED_RANKER, shipped_folder
 from ltrp_core.weight_checks import check_finite, listed
 
@@ -287,6 +288,7 @@ def _read_ranker(folder: Path) -> Ranker:
     config = read_config(folder)["ranker"]
     path = folder / WEIGHTS
     try:
+        open_regular(path).close()  # load_file would wait at a pipe for ever
         state = load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error

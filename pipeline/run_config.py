@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.regular_files import read_regular
 from pipeline.parsing import parse_yaml
 
 COMMANDS = (
@@ -139,7 +140,7 @@ def _read(source: str) -> tuple[str, str]:
             resources.files("pipeline") / "recipes" / f"{source}.yaml"
         ).read_text()
     try:
-        return str(path), path.read_text()
+        return str(path), read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(
             f"{source} cannot be read ({error}); pass a YAML file or a recipe: "

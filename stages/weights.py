@@ -7,6 +7,7 @@ import socket
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.rankers import WEIGHTS, locate_ranker
+from ltrp_core.regular_files import open_regular
 
 
 def check_same_weights(
@@ -34,6 +35,6 @@ def check_same_weights(
 def check_same_ranker(source: str, wanted: str | None) -> None:
     """Compares the sha256 of a ranker's weights file; see `check_same_weights`."""
     if wanted is not None:
-        with (locate_ranker(source) / WEIGHTS).open("rb") as file:
+        with open_regular(locate_ranker(source) / WEIGHTS) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         check_same_weights("--ranker", source, found, wanted)

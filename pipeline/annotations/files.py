@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import open_regular
 from pipeline.inputs.images import MAX_PIXELS
 
 _DAMAGE = (OSError, SyntaxError, ValueError, MemoryError, EOFError, OverflowError)
@@ -96,12 +97,13 @@ def _open_png(file: Path, key: str, height: int, width: int) -> tuple[Image.Imag
     The header is checked before a pixel is decoded.
     """
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        with open_regular(file) as opened:
+            image = Image.open(opened, formats=["PNG"])
             if image.width * image.height > MAX_PIXELS:
                 raise RequestError(f"{file} says {image.width} x {image.height} px: too large")
             check_size(file, key, (image.height, image.width), (height, width))
             image.load()
-        with file.open("rb") as opened:
+            opened.seek(0)
             header = opened.read(26)
     except RequestError:
         raise

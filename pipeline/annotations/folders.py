@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 from ltrp_core.errors import RequestError
+from pipeline.inputs.folders import LeftOut, walk_folder
 from pipeline.inputs.keys import KeyIndex
-from pipeline.inputs.shards import is_of_the_system
 from pipeline.store.receipts import file_sha256
 
 
@@ -84,32 +82,10 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
     Raises:
         RequestError: a folder cannot be read.
     """
-    return sorted(file for file in _walk(folder, frozenset()) if file.name.lower().endswith(suffix))
-
-
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    try:
-        status = folder.stat()
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise RequestError(
-            f"{folder} cannot be read: {error.strerror or error}; check its permissions"
-        ) from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # A folder that is linked into itself.
-        return
-    for entry in entries:
-        if is_of_the_system(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), above | {here})
-        elif _may_be_read(Path(entry.path)):
-            yield Path(entry.path)
-
-
-def _may_be_read(file: Path) -> bool:
-    """Whether it is no device and no pipe, which one may wait for without end."""
-    try:
-        return stat.S_ISREG(file.stat().st_mode)
-    except OSError:
-        return True
+    found = walk_folder(folder, LeftOut(str(folder)), lambda name: name.lower().endswith(suffix))
+    # Neither a device nor a pipe, which one may wait for without end.
+    return sorted(
+        folder / file.name
+        for file in found
+        if file.status is None or stat.S_ISREG(file.status.st_mode)
+    )

@@ -12,6 +12,7 @@ from xml.parsers import expat
 import numpy as np
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import read_regular
 from pipeline.annotations.categories import select_names
 from pipeline.annotations.files import check_size
 from pipeline.annotations.folders import AnnotatedFolder
@@ -87,7 +88,7 @@ def parse_xml(file: Path) -> ElementTree.Element:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(_as_utf8(file.read_bytes(), file), True)
+        parser.Parse(_as_utf8(read_regular(file), file), True)
         return builder.close()
     except RequestError:
         raise

@@ -9,24 +9,40 @@ import itertools
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ltrp_core.errors import RequestError
-from pipeline.inputs.images import EXTENSIONS
+from pipeline.inputs.folders import (
+    BELOW_TARS,
+    BESIDE_TARS,
+    COMPRESSED,
+    HIDDEN,
+    LeftOut,
+    decompress_command,
+    entry_is_folder,
+    is_hidden,
+    is_image,
+    is_tar,
+    is_text,
+    stamp_of,
+    unreadable,
+    walk_folder,
+)
 from pipeline.inputs.keys import image_keys
 from pipeline.inputs.shards import (
     FolderShard,
     Shard,
     TarShard,
-    is_of_the_system,
+    looks_like,
     starts_as_tar,
 )
 from pipeline.remote import RemoteError, ask, is_remote, remote_error
+from pipeline.terminal import printable
 from pipeline.url_secrets import check_url, without_secrets
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "az", "abfs", "memory", "http", "https", "file")
@@ -46,25 +62,42 @@ class _Found:
     stamp: str
 
 
-def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard]:
+def find_shards(
+    patterns: Sequence[str],
+    *,
+    unit_size: int = 1000,
+    on_note: Callable[[str], None] | None = None,
+) -> list[Shard]:
     """Returns the shards that patterns name, sorted by path.
 
     A pattern is a path or URL, a glob, a brace range such as `train-{0000..0146}.tar`, or a folder:
     every `*.tar` in it or, if it holds none, the images below it in units of `unit_size`.
 
+    Args:
+        on_note: called once for each kind of thing in a folder that is not read.
+
     Raises:
         RequestError: a name that is no file, a pattern that matches nothing, an unknown kind of
-            URL, credentials in one, two shards of one file name, no tar at all.
+            URL, credentials in one, a folder that cannot be read, two shards of one file name or
+            one whose name is no text, no tar at all.
     """
     shards: dict[str, Shard] = {}
+    listing = _Listing(unit_size, dict[str, None]())
     for pattern in patterns:
-        for shard in _shards_of(pattern, unit_size):
+        for shard in _shards_of(pattern, listing):
             shards[shard.path] = shard
+    for note in listing.notes:
+        if on_note is not None:
+            on_note(note)
     if not shards:
         raise RequestError("--shards names no tar; pass paths, globs, brace ranges or folders")
     ordered = [shards[path] for path in sorted(shards)]
     by_name: dict[str, str] = {}
     for shard in ordered:
+        if not is_text(shard.name):
+            raise RequestError(
+                f"the name of {printable(shard.path)} is not UTF-8; rename it, results carry it"
+            )
         other = by_name.setdefault(shard.name, shard.path)
         if other != shard.path:
             raise RequestError(
@@ -77,17 +110,34 @@ def find_shards(patterns: Sequence[str], *, unit_size: int = 1000) -> list[Shard
     looked_at = tars[:: max(1, -(-len(tars) // _LOOKED_AT))][: _LOOKED_AT - 1] + tars[-1:]
     if tars and len(tars) == len(ordered) and not any(map(starts_as_tar, looked_at)):
         raise RequestError(
-            f"{tars[0].path} is not a tar{' nor are others' if len(tars) > 1 else ''}; "
+            f"{tars[0].path} is not a tar{' nor are others' if len(tars) > 1 else ''}"
+            f"{looks_like(tars[0].path)}; "
             "pass WebDataset tars, or make them with `ltrp-pipeline pack`"
         )
     return ordered
 
 
-def _shards_of(pattern: str, unit_size: int) -> Iterator[Shard]:
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What all patterns of a call have in common."""
+
+    unit_size: int
+    notes: dict[str, None]
+    """What was left out, each line once"""
+
+    def note(self, left_out: LeftOut) -> None:
+        self.notes.update(
+            dict.fromkeys(f"{printable(left_out.root)}: {note}" for note in left_out.notes())
+        )
+
+
+def _shards_of(pattern: str, listing: _Listing) -> Iterator[Shard]:
+    if not pattern:
+        raise RequestError("--shards is empty; pass paths, globs, brace ranges or folders")
     check_url("--shards", pattern, may_be_signed=True)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", pattern)
     if scheme is None or _exists(pattern):
-        yield from _local(pattern, unit_size)
+        yield from _local(pattern, listing)
         return
     name = scheme.group(1).lower()
     rest = pattern[scheme.end() :]
@@ -95,10 +145,10 @@ def _shards_of(pattern: str, unit_size: int) -> Iterator[Shard]:
         known = ", ".join(f"{each}://" for each in SCHEMES)
         raise RequestError(f"--shards {pattern!r}: pass a local path or one of {known}")
     if name == "file":
-        yield from _local(rest.removeprefix("//"), unit_size)
+        yield from _local(rest.removeprefix("//"), listing)
     else:
         try:
-            yield from _remote(f"{name}:{rest}", unit_size)
+            yield from _remote(f"{name}:{rest}", listing)
         except RequestError:
             raise
         except Exception as error:  # each store's package has errors of its own
@@ -121,12 +171,14 @@ def _exists(name: str) -> bool:
         raise
 
 
-def _local(pattern: str, unit_size: int) -> Iterator[Shard]:
+def _local(pattern: str, listing: _Listing) -> Iterator[Shard]:
     # A path that exists as it is written is meant, whatever braces and stars are in it.
     names = [pattern] if _exists(pattern) else _expand_braces(pattern)
     for name in names:
         if _exists(name):
             matches = [name]
+        elif os.path.islink(name):
+            raise RequestError(f"--shards {pattern!r}: {name} is a link that leads to nothing")
         else:
             matches = sorted(glob.glob(name)) if glob.has_magic(name) else []
         if not matches:
@@ -134,43 +186,63 @@ def _local(pattern: str, unit_size: int) -> Iterator[Shard]:
         for match in matches:
             path = Path(match)
             # A folder that a glob found under the name of a tar is a bad shard, not a folder.
-            if path.is_dir() and (match == name or path.suffix != ".tar"):
-                yield from _of_local_folder(path, pattern, unit_size)
+            if path.is_dir() and (match == name or not is_tar(match)):
+                yield from _of_local_folder(path, pattern, listing)
             else:
-                found = _stat(path)
-                yield TarShard(found.path, found.size, found.stamp)
+                yield _local_tar(path)
 
 
-def _of_local_folder(folder: Path, pattern: str, unit_size: int) -> Iterator[Shard]:
-    tars = [_stat(Path(entry.path)) for entry in os.scandir(folder) if _is_tar(entry.name)]
-    yield from _of_folder(str(folder.absolute()), tars or _images_below(folder), pattern, unit_size)
-
-
-def _images_below(
-    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[_Found]:
-    """Lists linked folders as well, as classes are often linked in; not one inside itself."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _images_below(Path(entry.path), above | {here})
-        elif _is_image(entry.name):
-            yield _stat(Path(entry.path))
-
-
-def _stat(path: Path) -> _Found:
-    """Lists a file. A dangling link is listed too, so that reading it says what is wrong."""
+def _of_local_folder(folder: Path, pattern: str, listing: _Listing) -> Iterator[Shard]:
+    root = str(folder.absolute())
+    left_out = LeftOut(root)
     try:
+        entries = [(entry.name, entry_is_folder(entry)) for entry in os.scandir(folder)]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    tars = _tars_among(entries, left_out)
+    if tars:
+        listing.note(left_out)
+        yield from (_local_tar(folder / name) for name in tars)
+        return
+    left_out = LeftOut(root)
+    found = [
+        _Found(f"{root}/{file.name}", *_size_and_stamp(file.status))
+        for file in walk_folder(folder, left_out)
+    ]
+    yield from _units_of(root, found, left_out, pattern, listing)
+
+
+def _local_tar(path: Path) -> TarShard:
+    """Lists a file. One that cannot be seen is listed too: reading it says what is wrong."""
+    status = None
+    with suppress(OSError):
         status = path.stat()
-    except FileNotFoundError:
-        return _Found(str(path.absolute()), 0, "")
-    return _Found(str(path.absolute()), status.st_size, str(status.st_mtime_ns))
+    return TarShard(str(path.absolute()), *_size_and_stamp(status))
 
 
-def _remote(pattern: str, unit_size: int) -> Iterator[Shard]:
+def _size_and_stamp(status: os.stat_result | None) -> tuple[int, str]:
+    return (0, "") if status is None else (status.st_size, stamp_of(status))
+
+
+def _tars_among(entries: Iterable[tuple[str, bool]], left_out: LeftOut) -> list[str]:
+    """Returns which entries of a folder, (name, is a folder), are tars; notes what else may be."""
+    tars = []
+    for name, is_folder in entries:
+        if is_hidden(name):
+            if is_tar(name) or is_image(name):
+                left_out.add(HIDDEN, name)
+        elif is_tar(name):
+            tars.append(name)
+        elif is_folder:
+            left_out.add(BELOW_TARS, name)
+        elif decompress_command(name):
+            left_out.add(COMPRESSED, name)
+        elif is_image(name):
+            left_out.add(BESIDE_TARS, name)
+    return tars
+
+
+def _remote(pattern: str, listing: _Listing) -> Iterator[Shard]:
     from fsspec.core import url_to_fs
 
     protocol = pattern.split("://", 1)[0]
@@ -190,9 +262,9 @@ def _remote(pattern: str, unit_size: int) -> Iterator[Shard]:
         if not entries:
             raise RequestError(f"--shards {pattern!r}: matches nothing")
         for match, entry in entries:
-            yield from _of_entry(fs, protocol, match, entry, pattern, unit_size)
+            yield from _of_entry(fs, protocol, match, entry, pattern, listing)
     for name, entry in _named(fs, protocol, literal, pattern):
-        yield from _of_entry(fs, protocol, name, entry, pattern, unit_size)
+        yield from _of_entry(fs, protocol, name, entry, pattern, listing)
 
 
 def _named(
@@ -218,7 +290,7 @@ def _named(
 
 
 def _of_entry(
-    fs: Any, protocol: str, name: str, entry: dict[str, Any], pattern: str, unit_size: int
+    fs: Any, protocol: str, name: str, entry: dict[str, Any], pattern: str, listing: _Listing
 ) -> Iterator[Shard]:
     """Yields what a listed file or folder is. Of a folder with tars, what lies below is not asked.
 
@@ -233,11 +305,30 @@ def _of_entry(
             )
         yield _tar_of(protocol, name, entry)
         return
-    entries = {each["name"]: each for each in ask(pattern, partial(fs.ls, name, detail=True))}
-    if not any(_is_tar(posixpath.basename(each)) for each in entries):
-        entries = ask(pattern, partial(fs.find, name, detail=True))
-    found = [_found(protocol, *each) for each in entries.items()]
-    yield from _of_folder(_url(protocol, name.rstrip("/")), found, pattern, unit_size)
+    root = _url(protocol, name.rstrip("/"))
+    left_out = LeftOut(root)
+    entries = {
+        posixpath.basename(e["name"].rstrip("/")): e
+        for e in ask(pattern, partial(fs.ls, name, detail=True))
+    }
+    kinds = [(each, entry.get("type") == "directory") for each, entry in entries.items()]
+    tars = _tars_among(kinds, left_out)
+    if tars:
+        listing.note(left_out)
+        yield from (_tar_of(protocol, entries[each]["name"], entries[each]) for each in tars)
+        return
+    left_out, found = LeftOut(root), []
+    for path, entry in ask(pattern, partial(fs.find, name, detail=True)).items():
+        file = _found(protocol, path, entry)
+        parts = file.path.removeprefix(f"{root}/").split("/")
+        hidden = next((at for at, part in enumerate(parts) if is_hidden(part)), None)
+        if hidden is not None:
+            left_out.add(HIDDEN, "/".join(parts[: hidden + 1]))
+        elif is_image(parts[-1]):
+            found.append(file)
+        else:
+            left_out.add_other("/".join(parts))
+    yield from _units_of(root, found, left_out, pattern, listing)
 
 
 def _tar_of(protocol: str, name: str, entry: dict[str, Any]) -> TarShard:
@@ -254,40 +345,29 @@ def _url(protocol: str, name: str) -> str:
     return name if "://" in name else f"{protocol}://{name}"
 
 
-def _is_tar(file: str) -> bool:
-    return file.endswith(".tar") and not is_of_the_system(file)
-
-
-def _is_image(file: str) -> bool:
-    return PurePosixPath(file).suffix.lower() in EXTENSIONS and not is_of_the_system(file)
-
-
-def _of_folder(root: str, files: Iterable[_Found], pattern: str, unit_size: int) -> Iterator[Shard]:
-    """Yields the tars directly in a folder or, if there is none, units of the images below it."""
+def _units_of(
+    root: str, files: Iterable[_Found], left_out: LeftOut, pattern: str, listing: _Listing
+) -> Iterator[Shard]:
+    """Yields units of the images below a folder."""
     prefix = f"{root.rstrip('/')}/"
-    tars, images = [], []
-    for found in files:
-        name = found.path.removeprefix(prefix)
-        if "/" not in name and _is_tar(name):
-            tars.append(found)
-        elif _is_image(name):
-            images.append((name, found))
-    if tars:
-        yield from (TarShard(found.path, found.size, found.stamp) for found in tars)
-        return
+    images = [(found.path.removeprefix(prefix), found) for found in files]
     if not images:
-        raise RequestError(f"--shards {pattern!r}: folder {root} holds no .tar and no image")
+        there = "".join(f"; {note}" for note in left_out.notes())
+        raise RequestError(
+            f"--shards {pattern!r}: folder {printable(root)} holds no .tar and no image{there}"
+        )
+    listing.note(left_out)
     images.sort()
     keys = image_keys([name for name, _ in images])
     title = posixpath.basename(root.rstrip("/")) or "images"
-    for number, start in enumerate(range(0, len(images), unit_size)):
-        group = images[start : start + unit_size]
+    for number, start in enumerate(range(0, len(images), listing.unit_size)):
+        group = images[start : start + listing.unit_size]
         stamps = "\n".join(f"{name}\0{found.size}\0{found.stamp}" for name, found in group)
         yield FolderShard(
             name=f"{title}-{number:05d}",
             root=root.rstrip("/"),
             files=tuple(name for name, _ in group),
-            keys=tuple(keys[start : start + unit_size]),
+            keys=tuple(keys[start : start + listing.unit_size]),
             size=sum(found.size for _, found in group),
             stamp=hashlib.sha256(stamps.encode("utf-8", "surrogateescape")).hexdigest()[:16],
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, Protocol
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import NotRegularFileError, open_descriptor
+from pipeline.inputs.folders import is_text
 from pipeline.inputs.images import EXTENSIONS
 from pipeline.inputs.keys import sample_key
 from pipeline.remote import RemoteError, open_remote
@@ -21,7 +24,12 @@ MAX_MEMBER_BYTES = 512 << 20
 """A member that claims more is no image; it is not held in memory."""
 _LOOK_BYTES = 16 << 10
 """Read to see whether a file begins as a tar."""
-_GZIP = b"\x1f\x8b"
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"BZh": ("bzip2", "bunzip2"),
+}
 
 
 class DamagedShardError(RequestError):
@@ -186,7 +194,7 @@ class TarReader:
 
     def _forgive(self, problem: str, place: int) -> None:
         if place <= BLOCK:
-            problem = f"{problem}{_looks_like(self.shard.path)}"
+            problem = f"{problem}{looks_like(self.shard.path)}"
         if self.on_damage == "strict":
             raise DamagedShardError(
                 f"{self.shard.path} {problem}; write it again, e.g. with `ltrp-pipeline pack`, or "
@@ -252,7 +260,7 @@ class FolderReader:
             received += size
             # Files that are left out count as well: the unit would be another without them.
             digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape") + content)
-            if not _is_utf8(name):
+            if not is_text(name):
                 self._leave_out(key, "unsafe_name", f"{name!r} is not UTF-8")
                 continue
             if data is None:
@@ -289,7 +297,7 @@ class FolderReader:
         self.damage = problem
 
     def _leave_out(self, key: str, reason: str, message: str) -> None:
-        self.left_out.append(BadSample(_printable(key), 0, reason, message))
+        self.left_out.append(BadSample(_escaped(key), 0, reason, message))
 
 
 def starts_as_tar(shard: TarShard) -> bool:
@@ -297,7 +305,7 @@ def starts_as_tar(shard: TarShard) -> bool:
     try:
         with _open(shard.path, _LOOK_BYTES) as file:
             return next(walk(ForwardReader(file, _LOOK_BYTES)), None) is not None
-    except TarDamage:
+    except (TarDamage, NotRegularFileError):
         return False
     except OSError:
         return True
@@ -308,10 +316,10 @@ def _bad_name(entry: Entry) -> BadSample | None:
     key = sample_key(entry.name)
     if entry.name.startswith("/") or ".." in PurePosixPath(entry.name).parts:
         message = f"{entry.name!r} points out of the shard"
-        return BadSample(_printable(key), entry.offset, "unsafe_name", message)
-    if not _is_utf8(entry.name):
+        return BadSample(_escaped(key), entry.offset, "unsafe_name", message)
+    if not is_text(entry.name):
         message = f"{entry.name!r} is not UTF-8, and keys are text"
-        return BadSample(_printable(key), entry.offset, "unsafe_name", message)
+        return BadSample(_escaped(key), entry.offset, "unsafe_name", message)
     if not key or key.endswith("/"):
         message = f"{entry.name!r} has nothing before its first dot"
         return BadSample(entry.name, entry.offset, "no_key", message)
@@ -330,12 +338,7 @@ def _bad_content(entry: Entry) -> BadSample | None:
     return None
 
 
-def _is_utf8(name: str) -> bool:
-    """Whether a name can be stored; other bytes were read as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _printable(key: str) -> str:
+def _escaped(key: str) -> str:
     return key.encode("utf-8", "backslashreplace").decode()
 
 
@@ -346,21 +349,31 @@ def _is_image(name: str) -> bool:
 
 
 def is_of_the_system(name: str) -> bool:
-    """Whether a file is what macOS puts beside every file."""
-    return name.rpartition("/")[2].startswith("._") or "__MACOSX" in name
+    """Whether a member is what macOS puts beside every file of an archive."""
+    *_, file = parts = name.split("/")
+    return file.startswith("._") or "__MACOSX" in parts
 
 
-def _looks_like(path: str) -> str:
-    with _open(path) as file:
-        start = file.read(512)
+def looks_like(path: str) -> str:
+    """Returns what a file that is no tar is, where that can be told: words to add to an error."""
+    try:
+        with _open(path, _LOOK_BYTES) as file:
+            start = file.read(512)
+    except NotRegularFileError as error:
+        return f": it is {error.strerror}"
+    except OSError:
+        return ""
     if not start:
         return ": it is empty"
-    if start.startswith(_GZIP):
-        return ": it is compressed with gzip, and shards are plain tars"
+    for magic, (form, command) in _COMPRESSED.items():
+        if start.startswith(magic):
+            return (
+                f": it is compressed with {form}, and shards are plain tars ({command} makes one)"
+            )
     return ": it is a web page" if b"<html" in start.lower() else ""
 
 
 def _open(path: str, block_bytes: int = 8 << 20) -> BinaryIO:
     if "://" not in path:
-        return Path(path).open("rb", buffering=0)
+        return os.fdopen(open_descriptor(path), "rb", buffering=0)
     return open_remote(path, block_bytes)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import read_regular
 from pipeline.remote import explained, is_remote, remote_error
 from pipeline.url_secrets import check_url
 
@@ -114,13 +115,13 @@ class LocalPlace:
         return str(self.path)
 
     def read(self, name: str) -> bytes:
-        return self._at(name).read_bytes()
+        return read_regular(self._at(name))
 
     def read_many(self, names: Iterable[str]) -> Mapping[str, bytes]:
         found = {}
         for name in names:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                found[name] = self._at(name).read_bytes()
+                found[name] = read_regular(self._at(name))
         return found
 
     def replace(self, name: str, data: bytes) -> None:

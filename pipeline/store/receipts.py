@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ltrp_core.parsing import parse_json_object
+from ltrp_core.regular_files import open_regular
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -170,7 +171,7 @@ def stamp_files(folder: Path) -> dict[str, FileStamp]:
 
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file, hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.errors import DamagedFileError
+from ltrp_core.regular_files import open_descriptor
 from pipeline.parsing import read_json
 
 _OPEN_FILES = 128
@@ -145,5 +146,5 @@ class ExtentReader:
         else:
             if len(self._open) >= _OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[number] = os.open(self.extents.paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            self._open[number] = open_descriptor(self.extents.paths[number])
         return self._open[number]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import NotRegularFileError
 from pipeline.remote import is_remote
 from pipeline.url_secrets import without_secrets
 
@@ -119,7 +120,13 @@ _NO_WRITING = {
     errno.EFBIG: "no space left in the file size limit (ulimit -f)",
     errno.EROFS: "no space left to write to: the file system became read-only",
 }
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotRegularFileError,
+)
 
 
 def classify(error: BaseException) -> Failure:
@@ -135,7 +142,8 @@ def classify(error: BaseException) -> Failure:
         return Failure(reason, "request")
     if isinstance(error, RuntimeError) and "CUDA error:" in str(error):
         return Failure(reason, "worker")  # the CUDA context does not recover in this process
-    if isinstance(error, _LASTING):
+    is_circle = isinstance(error, OSError) and error.errno == errno.ELOOP
+    if is_circle or isinstance(error, _LASTING):
         return Failure(reason, "item")
     if isinstance(error, (OSError, MemoryError)) or is_remote(error):
         return Failure(reason, "transient")
