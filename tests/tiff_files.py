@@ -1,4 +1,4 @@
-"""TIFF files byte by byte, after the TIFF 6.0 specification: every layout, whatever Pillow writes."""
+"""TIFF files byte by byte, after the TIFF 6.0 specification: also what Pillow does not write."""
 
 import struct
 import zlib
