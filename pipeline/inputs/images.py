@@ -17,8 +17,7 @@ from pipeline.inputs.png_chunks import without_metadata
 _HAS_AVIF = bool(features.check("avif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if _HAS_AVIF else ()))
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif"}
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
 MAX_PIXELS = 64_000_000
 # Not by `catch_warnings` around each image: that is not safe on several threads. The size is
@@ -41,7 +40,14 @@ _UNSUPPORTED = (
     "decoder error -8",
 )
 """What Pillow says of a layout that it does not read."""
-_CUT = ("truncat", "reached eof", "incomplete", "not enough image data", "buffer is not large")
+_CUT = (
+    "truncated",
+    "truncation",
+    "reached eof",
+    "incomplete",
+    "not enough image data",
+    "buffer is not large",
+)
 _TOO_LARGE = ("decoder error -9", "out of memory")
 
 
