@@ -26,7 +26,6 @@ KEYS = {
     "b.v2.jpg": "b_v2",
     "X_jpg.rf.0a1b.jpg": "X_jpg_rf_0a1b",
     f"caf{DECOMPOSED}.jpg": "café",
-    ".hidden.jpg": "_hidden",
     "line\nbreak.jpg": "line_break",
     "cat.jpg": "cat_jpg",
     "cat.png": "cat_png",
