@@ -211,7 +211,7 @@ def _open(
     if set(members) != set(fields):
         raise DamagedUnitError(f"{path}: arrays {sorted(members)}, expected {sorted(fields)}")
     for name, field in fields.items():
-        kind = "string" if members[name].dtype.kind in "OTU" else str(members[name].dtype)
+        kind = "string" if members[name].dtype.kind in ("O", "T", "U") else str(members[name].dtype)
         if (kind, members[name].shape[1:]) != (field.dtype, field.shape):
             raise DamagedUnitError(
                 f"{path}: array {name!r} is {kind} {members[name].shape[1:]}, not {field.dtype} "

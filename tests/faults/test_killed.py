@@ -92,7 +92,7 @@ class Reader(threading.Thread):
             with self.pause:
                 try:
                     cache = open_cache(self.cache)
-                    for unit in cache.units:
+                    for unit in cache.rows:  # deleted ones are not made anew yet
                         self.read += len(cache.read(unit)["score"]) == 4
                 except Exception as error:
                     self.torn.append(error)

@@ -73,11 +73,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(point=st.sampled_from(POINTS), nth=st.integers(1, 3))
     def run_into_a_full_disk(self, point, nth):
-        before = set(open_cache(self.cache).units)
+        before = set(open_cache(self.cache).rows)
         pending = len(list(self.shards.iterdir())) - len(before)
         fault = {"point": point, "nth": nth, "action": "full_disk"}
         self.score(expect=int(pending >= nth), fault=fault)
-        assert before <= set(open_cache(self.cache).units)
+        assert before <= set(open_cache(self.cache).rows)
 
     def some_unit(self, number):
         units = sorted((self.cache / "units").iterdir())
@@ -107,7 +107,7 @@ class CacheMachine(RuleBasedStateMachine):
         found = [fault for fault in problems(open_cache(self.cache), deep=True) if fault.unit]
         assert unit.name in {fault.unit for fault in found}
         run("verify", self.cache, "--deep", "--repair", expect=1)
-        assert unit.name not in open_cache(self.cache).units
+        assert unit.name not in open_cache(self.cache).rows
 
     @invariant()
     def units_that_are_seen_are_whole_and_never_change(self):
@@ -115,7 +115,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         opened = open_cache(self.cache)
         self.check_law(opened)
-        for unit in opened.units:
+        for unit in opened.rows:
             arrays = opened.read(unit)
             digest = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in arrays.items()
                       if n != "key"}  # fmt: skip

@@ -95,7 +95,7 @@ def test_a_damaged_output_is_found_refused_and_made_anew(
     out, _ = run("verify", cache, "--deep", "--repair", expect=1)
     assert victim in out
     assert "1 unit(s) moved to quarantine" in out
-    assert victim not in open_cache(cache).units
+    assert victim not in open_cache(cache).rows
     err = score(many, small_mae, cache)
     assert f"1 done, {COUNT - 1} already there, 0 failed" in err
     shutil.rmtree(cache / "quarantine")
