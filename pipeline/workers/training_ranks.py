@@ -26,7 +26,7 @@ from pipeline.code_version import code_version
 from pipeline.workers.outcomes import RunStoppedError
 from pipeline.workers.rank_board import LEAVE_S, STANDS_STILL, Board, take_from
 from pipeline.workers.rank_process import Rank, RankRun, run_rank
-from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray
+from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray, stop_ray
 from pipeline.workers.slots import Plan, WorkersRequest, plan_workers
 
 _POLL_S = 0.2
@@ -80,7 +80,7 @@ def train_on_ranks(
         RequestError: Ray is missing or lends less; or `work` raised one, which comes out as it was.
         RunStoppedError: ranks were lost too often, or `work` failed in a way that would come again.
     """
-    ray = import_ray(ray_address)
+    ray = import_ray()
     environment = _environment(ray_address, collective_timeout_s)
     folder = Path(tempfile.mkdtemp(prefix="ltrp-ray-train-", dir=scratch))
     try:
@@ -104,7 +104,7 @@ def train_on_ranks(
         )
         _follow(fit.remote(run), board, max_failures, on_note, on_report)
     finally:
-        ray.shutdown()
+        stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
 
 

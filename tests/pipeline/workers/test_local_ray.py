@@ -1,0 +1,244 @@
+"""A Ray of one run alone on a machine that others use: who can reach it, and what it leaves."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.workers import local_ray
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[3]
+NOBODY = 65534
+
+DRIVER = """
+import os, signal, sys
+from pipeline.workers import open_pool
+from pipeline.workers.local_ray import own_folder
+
+class Echo:
+    def __init__(self, slot):
+        pass
+    def __call__(self, item):
+        return item
+
+with open_pool("1") as pool:
+    outcomes = pool.map(Echo, range(10**9))
+    assert next(outcomes).result == 0
+    print(own_folder(), flush=True)
+    sys.stdin.read()
+assert "RAY_AUTH_MODE" not in os.environ
+assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+"""
+
+STRANGER = """
+import json, os, socket, sys, urllib.error, urllib.request
+import grpc
+
+ports, folder = json.loads(sys.argv[1]), sys.argv[2]
+job = json.dumps({"entrypoint": "touch " + sys.argv[3]}).encode()
+refused = []
+for address, port in ports:
+    for path in ("/api/job_agent/jobs/", "/api/jobs/"):
+        request = urllib.request.Request(
+            f"http://{address}:{port}{path}", job, {"Content-Type": "application/json"}
+        )
+        try:
+            urllib.request.urlopen(request, timeout=3)
+            sys.exit(f"a job was taken at {address}:{port}{path}")
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                refused.append(error.code)
+        except OSError as error:
+            pass
+    kill = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+    call = grpc.insecure_channel(f"{address}:{port}").unary_unary(kill)
+    try:
+        call(b"", timeout=2)
+        sys.exit(f"answers without a token: {address}:{port}")
+    except grpc.RpcError as error:
+        refused.append(error.code().name)
+try:
+    os.listdir(folder)
+    sys.exit("the folder is open")
+except PermissionError:
+    pass
+print(json.dumps(refused))
+"""
+
+
+def environment():
+    names = [name for name in os.environ if not name.startswith("RAY_")]
+    return {name: os.environ[name] for name in names} | {"PYTHONPATH": str(ROOT)}
+
+
+def start():
+    """Starts a driver; returns it and its Ray's folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stdout.readline().strip()
+    assert line, process.communicate()
+    return process, Path(line)
+
+
+def tree(pid):
+    found = [pid]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            found += tree(int(child))
+    return found
+
+
+def listeners(pids):
+    """Yields (address, port) of all TCP sockets of processes that listen; IPv4 written as such."""
+    sockets = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(link))
+            except OSError:
+                continue
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                address, port = words[1].split(":")
+                is_loopback = address in (
+                    "0100007F",
+                    "0000000000000000FFFF00000100007F",
+                    "00000000000000000000000001000000",
+                )
+                yield ("127.0.0.1" if is_loopback else address), int(port, 16)
+
+
+@pytest.fixture(scope="module")
+def running():
+    process, folder = start()
+    yield process, folder
+    _, err = process.communicate("")
+    assert (process.returncode, err) == (0, "")
+    assert not folder.exists()
+
+
+def test_all_listeners_of_a_run_are_on_loopback(running):
+    time.sleep(2)
+    found = list(listeners(tree(running[0].pid)))
+    assert len(found) > 8
+    assert {address for address, _ in found} == {"127.0.0.1"}
+
+
+def test_the_token_is_in_no_command_line_and_in_a_folder_of_ours(running):
+    process, folder = running
+    token = (folder / "token").read_text()
+    assert len(token) == 64
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+    for pid in tree(process.pid):
+        assert token not in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may act as another user")
+def test_another_user_has_no_job_taken_and_no_question_answered(running, tmp_path):
+    process, folder = running
+    ports = list(listeners(tree(process.pid)))
+    proof = Path("/tmp") / f"proof-{process.pid}"
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, json.dumps(ports), str(folder), str(proof)],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        env={"PATH": os.environ["PATH"]},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    refused = json.loads(done.stdout)
+    assert 401 in refused
+    assert "UNAUTHENTICATED" in refused
+    assert not proof.exists()
+
+
+def test_a_second_run_beside_it_starts_and_leaves_the_first_alone(running):
+    process, folder = start()
+    assert folder != running[1]
+    _, err = process.communicate("")
+    assert (process.returncode, err) == (0, "")
+    assert running[0].poll() is None
+    assert (running[1] / "token").exists()
+
+
+def test_what_a_killed_run_leaves_is_ended_by_the_next(running):
+    process, folder = start()
+    others = [pid for pid in tree(process.pid) if pid != process.pid]
+    process.kill()
+    process.communicate()
+    assert folder.exists()
+    local_ray.clear_away(folder.parent)
+    assert not folder.exists()
+    assert running[1].exists()
+    end = time.monotonic() + 5
+    while alive := [pid for pid in others if is_alive(pid)]:
+        assert time.monotonic() < end, alive
+        time.sleep(0.1)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, tmp_path):
+    code = "from pipeline.signals import interrupt_on_signals as i\ni()\n" + DRIVER
+    ray = Path("/tmp") / f"t{os.getpid()}{number.value}"
+    ray.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment() | {"RAY_TMPDIR": str(ray)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not list(ray.glob("*/r/session_*/logs/gcs_server*")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        others = [pid for pid in tree(process.pid) if pid != process.pid]
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+        assert "KeyboardInterrupt" in err
+        assert list(ray.iterdir()) == []
+        assert not any(is_alive(pid) for pid in others)
+    finally:
+        process.kill()
+        ray.rmdir()
+
+
+@pytest.mark.parametrize("folder", ["/" + "x" * 40, "/tmp/a b", "/proc/nowhere"])
+def test_a_folder_that_sockets_cannot_be_in_is_replaced(folder, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", folder)
+    assert local_ray._parent() == Path("/tmp")
+
+
+def test_a_short_folder_is_taken(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/var/tmp")
+    assert local_ray._parent() == Path("/var/tmp")
