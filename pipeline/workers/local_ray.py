@@ -73,20 +73,15 @@ def start_local(ray: Any, **options: Any) -> None:
     clear_away(parent)
     own = _take(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
     _running.append(own)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with _alone(ray):
-            _read_again()
+            read_again()
             # Not the folder itself: Ray gives its own to everyone (0777).
             ray.init(address="local", _temp_dir=str(own.folder / "r"), **options)
         _check(ray)
     except BaseException:
         stop_local(ray)
         raise
-    finally:
-        with suppress(ValueError):  # not in the main thread, where Ray sets none either
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
 
 def stop_local(ray: Any) -> None:
@@ -160,8 +155,8 @@ def _set(values: Mapping[str, str | None]) -> dict[str, str | None]:
     return before
 
 
-def _read_again() -> None:
-    """Ray keeps the mode and the token that it has read once."""
+def read_again() -> None:
+    """Has Ray read the environment's mode and token; it keeps those that it has read once."""
     with suppress(ImportError):
         from ray._raylet import AuthenticationTokenLoader, Config
 

@@ -6,11 +6,14 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ltrp_core.errors import RequestError
-from pipeline.workers.local_ray import start_local, stop_local
+from pipeline.workers.local_ray import read_again, start_local, stop_local
 from pipeline.workers.slots import Machine
 
 _STORE_BYTES = 200 << 20
@@ -57,11 +60,13 @@ def start_ray(address: str | None) -> None:
     cluster = _resolved(address)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if cluster is None:
-            start_local(ray, **_local_options(), **quiet)
-            return
-        _reach(cluster)
-        ray.init(address=cluster, **quiet)
+        with _sigterm_stays(ray):
+            if cluster is None:
+                start_local(ray, **_local_options(), **quiet)
+                return
+            _reach(cluster)
+            read_again()
+            ray.init(address=cluster, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
@@ -69,6 +74,18 @@ def start_ray(address: str | None) -> None:
         if cluster is None:
             raise RequestError(f"Ray does not start: {reason}; or pass --workers 0") from error
         raise RequestError(f"--ray-address {cluster}: no Ray cluster there: {reason}") from error
+
+
+@contextmanager
+def _sigterm_stays(ray: Any) -> Iterator[None]:
+    """Keeps Ray from handling SIGTERM: its handlers end the process without a word, status 1 or 15.
+
+    What is set after its start comes too late: the start takes seconds.
+    """
+    with mock.patch.object(
+        ray._private.utils, "set_sigterm_handler", lambda handler: None, create=True
+    ):
+        yield
 
 
 def stop_ray() -> None:

@@ -1,15 +1,19 @@
 """A Ray of one run alone on a machine that others use: who can reach it, and what it leaves."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.workers import local_ray
 
@@ -17,11 +21,16 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[3]
 NOBODY = 65534
+LOOPBACK = (
+    "0100007F",
+    "0000000000000000FFFF00000100007F",
+    "00000000000000000000000001000000",
+)
 
 DRIVER = """
-import os, signal, sys
+import os, sys
+import ray
 from pipeline.workers import open_pool
-from pipeline.workers.local_ray import own_folder
 
 class Echo:
     def __init__(self, slot):
@@ -32,7 +41,7 @@ class Echo:
 with open_pool("1") as pool:
     outcomes = pool.map(Echo, range(10**9))
     assert next(outcomes).result == 0
-    print(own_folder(), flush=True)
+    print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
     sys.stdin.read()
 assert "RAY_AUTH_MODE" not in os.environ
 assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
@@ -42,35 +51,48 @@ STRANGER = """
 import json, os, socket, sys, urllib.error, urllib.request
 import grpc
 
-ports, folder = json.loads(sys.argv[1]), sys.argv[2]
-job = json.dumps({"entrypoint": "touch " + sys.argv[3]}).encode()
-refused = []
-for address, port in ports:
+found = json.loads(sys.argv[1])
+os.setgroups([])
+os.setgid(found["as"])
+os.setuid(found["as"])
+refused, wrong = [], []
+job = json.dumps({"entrypoint": "touch " + found["proof"]}).encode()
+for address, port in found["ports"]:
     for path in ("/api/job_agent/jobs/", "/api/jobs/"):
         request = urllib.request.Request(
             f"http://{address}:{port}{path}", job, {"Content-Type": "application/json"}
         )
         try:
             urllib.request.urlopen(request, timeout=3)
-            sys.exit(f"a job was taken at {address}:{port}{path}")
+            wrong.append(f"a job was taken at {port}{path}")
         except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                refused.append(error.code)
-        except OSError as error:
-            pass
-    kill = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
-    call = grpc.insecure_channel(f"{address}:{port}").unary_unary(kill)
+            refused.append(str(error.code))
+        except OSError:
+            pass  # no HTTP is spoken here
+    with grpc.insecure_channel(f"{address}:{port}") as channel:
+        for method in (
+            "NodeInfoGcsService/GetAllNodeInfo",
+            "NodeManagerService/GetSystemConfig",
+            "CoreWorkerService/NumPendingTasks",
+            "ReporterService/HealthCheck",
+        ):
+            try:
+                channel.unary_unary("/ray.rpc." + method)(b"", timeout=3)
+                wrong.append(f"{method} is answered at {port}")
+            except grpc.RpcError as error:
+                refused.append(method.split("/")[0] + " " + error.code().name)
+for path in found["sockets"]:
     try:
-        call(b"", timeout=2)
-        sys.exit(f"answers without a token: {address}:{port}")
-    except grpc.RpcError as error:
-        refused.append(error.code().name)
+        socket.socket(socket.AF_UNIX).connect(path)
+        wrong.append(f"lets others in: {path}")
+    except PermissionError:
+        refused.append("socket")
 try:
-    os.listdir(folder)
-    sys.exit("the folder is open")
+    os.listdir(found["folder"])
+    wrong.append("the folder is open: " + found["folder"])
 except PermissionError:
     pass
-print(json.dumps(refused))
+print(json.dumps([refused, wrong]))
 """
 
 
@@ -91,7 +113,7 @@ def start():
     )
     line = process.stdout.readline().strip()
     assert line, process.communicate()
-    return process, Path(line)
+    return process, Path(line).parents[1]
 
 
 def tree(pid):
@@ -102,26 +124,32 @@ def tree(pid):
     return found
 
 
-def listeners(pids):
-    """Yields (address, port) of all TCP sockets of processes that listen; IPv4 written as such."""
-    sockets = set()
+def sockets_of(pids):
+    """Returns the numbers of all sockets that processes hold."""
+    found = set()
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                sockets.add(os.readlink(link))
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+    return found
+
+
+def listeners(pids):
+    """Yields (address, port) of all TCP sockets of processes that listen."""
+    sockets = sockets_of(pids)
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
-            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+            if words[3] == "0A" and words[9] in sockets:
                 address, port = words[1].split(":")
-                is_loopback = address in (
-                    "0100007F",
-                    "0000000000000000FFFF00000100007F",
-                    "00000000000000000000000001000000",
-                )
-                yield ("127.0.0.1" if is_loopback else address), int(port, 16)
+                yield "127.0.0.1" if address in LOOPBACK else address, int(port, 16)
+
+
+def unix_sockets(pids):
+    """Returns the paths of all Unix sockets of processes that listen."""
+    sockets = sockets_of(pids)
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return [words[7] for words in lines if words[6] in sockets and int(words[3], 16) & 0x10000]
 
 
 @pytest.fixture(scope="module")
@@ -153,24 +181,31 @@ def test_the_token_is_in_no_command_line_and_in_a_folder_of_ours(running):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may act as another user")
 def test_another_user_has_no_job_taken_and_no_question_answered(running, tmp_path):
     process, folder = running
-    ports = list(listeners(tree(process.pid)))
+    pids = tree(process.pid)
     proof = Path("/tmp") / f"proof-{process.pid}"
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, json.dumps(ports), str(folder), str(proof)],
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        env={"PATH": os.environ["PATH"]},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    found = {
+        "as": NOBODY,
+        # At all addresses is at this one, too.
+        "ports": [("127.0.0.1", port) for _, port in listeners(pids)],
+        "sockets": unix_sockets(pids),
+        "folder": str(folder),
+        "proof": str(proof),
+    }
+    assert len(found["sockets"]) > 1
+    # It imports as root: others may not even read this environment.
+    command = [sys.executable, "-c", STRANGER, json.dumps(found)]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    refused = json.loads(done.stdout)
-    assert 401 in refused
-    assert "UNAUTHENTICATED" in refused
+    refused, wrong = json.loads(done.stdout)
+    assert wrong == []
+    assert {
+        "401",
+        "NodeInfoGcsService UNAUTHENTICATED",
+        "NodeManagerService UNAUTHENTICATED",
+        "CoreWorkerService UNAUTHENTICATED",
+        "ReporterService UNAUTHENTICATED",
+    } <= set(refused)
+    assert refused.count("socket") == len(found["sockets"])
     assert not proof.exists()
 
 
@@ -207,29 +242,35 @@ def is_alive(pid):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, tmp_path):
-    code = "from pipeline.signals import interrupt_on_signals as i\ni()\n" + DRIVER
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+        tar.add(tmp_path / "0.png", "0.png")
     ray = Path("/tmp") / f"t{os.getpid()}{number.value}"
     ray.mkdir()
+    what = ["--shards", tmp_path, "--mae", "mae_tiny", "--out", tmp_path / "out", "--workers", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "pipeline.cli", "score", *map(str, what)],
         env=environment() | {"RAY_TMPDIR": str(ray)},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         end = time.monotonic() + 60
-        while not list(ray.glob("*/r/session_*/logs/gcs_server*")):
+        while not list(ray.glob("**/session_*/logs/gcs_server*")):
             assert time.monotonic() < end
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         others = [pid for pid in tree(process.pid) if pid != process.pid]
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
-        assert "KeyboardInterrupt" in err
+        assert process.returncode == 130
+        lines = [line for line in err.splitlines() if line and line[0] != "{"]
+        assert lines == ["error: interrupted; run the same command again to go on from here"]
         assert list(ray.iterdir()) == []
         assert not any(is_alive(pid) for pid in others)
     finally:
         process.kill()
-        ray.rmdir()
+        shutil.rmtree(ray)
 
 
 @pytest.mark.parametrize("folder", ["/" + "x" * 40, "/tmp/a b", "/proc/nowhere"])
