@@ -48,8 +48,8 @@ assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
 """
 
 STRANGER = """
-import json, os, socket, sys, urllib.error, urllib.request
-import grpc
+import encodings.idna, http.client, json, os, socket, sys, urllib.error, urllib.request
+import grpc._channel
 
 found = json.loads(sys.argv[1])
 os.setgroups([])
@@ -67,7 +67,7 @@ for address, port in found["ports"]:
             wrong.append(f"a job was taken at {port}{path}")
         except urllib.error.HTTPError as error:
             refused.append(str(error.code))
-        except OSError:
+        except (OSError, http.client.HTTPException):
             pass  # no HTTP is spoken here
     with grpc.insecure_channel(f"{address}:{port}") as channel:
         for method in (
@@ -182,7 +182,7 @@ def test_the_token_is_in_no_command_line_and_in_a_folder_of_ours(running):
 def test_another_user_has_no_job_taken_and_no_question_answered(running, tmp_path):
     process, folder = running
     pids = tree(process.pid)
-    proof = Path("/tmp") / f"proof-{process.pid}"
+    proof = tmp_path / "proof"
     found = {
         "as": NOBODY,
         # At all addresses is at this one, too.
