@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 from unittest import mock
 
+from packaging.version import Version
+
 from ltrp_core.errors import RequestError
 
 _PREFIX = "lray-"
@@ -33,6 +35,9 @@ _SHORT_PARENT = re.compile(r"/[A-Za-z0-9_./-]{0,20}")
 _PARENTS_OF_FOLDER = ("/tmp", "/var/tmp", "/dev/shm")
 _OF_RAY = re.compile(rb"ray::|/ray/|(^|/)(raylet|gcs_server)\b")
 """In a command line: a process of Ray, and not someone who reads its log."""
+
+_LEAST = Version("2.54")
+"""Of 2.52 and 2.53 the agent's HTTP server takes jobs without the token, whatever the mode."""
 
 _UNLOCKED_S = 60.0
 """How old a folder without a lock must be to belong to no start that goes on."""
@@ -66,9 +71,10 @@ def start_local(ray: Any, **options: Any) -> None:
     RAY_AUTH_TOKEN stays, if it is set; else the token is new.
 
     Raises:
-        RequestError: this Ray has no tokens, or would listen on other than loopback.
+        RequestError: this Ray is too old to ask all for the token, or would listen on other than loopback.
         OSError, RuntimeError, ValueError: Ray does not start.
     """
+    check_version(ray.__version__)
     parent = _parent()
     clear_away(parent)
     own = _take(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
@@ -95,6 +101,15 @@ def stop_local(ray: Any) -> None:
             shutil.rmtree(own.folder, ignore_errors=True)
             own.lock.close()
             _set(own.environment)
+
+
+def check_version(version: str) -> None:
+    """Raises RequestError if this Ray's agent runs jobs of those who have no token."""
+    if Version(version) < _LEAST:
+        raise RequestError(
+            f"Ray {version} lets other users of this machine run code as you; install "
+            f"ray>={_LEAST}, or pass --workers 0"
+        )
 
 
 def own_folder() -> Path | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,12 +80,27 @@ def start_ray(address: str | None) -> None:
 
 @contextmanager
 def _sigterm_stays(ray: Any) -> Iterator[None]:
-    """Keeps Ray from handling SIGTERM: its handlers end the process without a word, status 1 or 15.
+    """Keeps Ray from handling SIGTERM: its handlers end the process, with status 1, 15 or a trace.
 
     What is set after its start comes too late: the start takes seconds.
     """
-    with mock.patch.object(
-        ray._private.utils, "set_sigterm_handler", lambda handler: None, create=True
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, connect = signal.getsignal(signal.SIGTERM), ray._private.worker.connect
+
+    def quietly(*arguments: Any, **options: Any) -> None:
+        # Ray's C++ puts in a handler here. What comes now waits till it is replaced.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            connect(*arguments, **options)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    with (
+        mock.patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None),
+        mock.patch.object(ray._private.worker, "connect", quietly),
     ):
         yield
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ltrp_core.errors import RequestError
 from pipeline.workers import local_ray
 
 pytestmark = pytest.mark.ray
@@ -240,12 +241,19 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "log"),
+    [
+        (signal.SIGINT, "gcs_server"),
+        (signal.SIGTERM, "gcs_server"),
+        (signal.SIGTERM, "python-core-driver"),  # Ray's C++ has put in its handler
+    ],
+)
+def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, log, tmp_path):
     with tarfile.open(tmp_path / "one.tar", "w") as tar:
         Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
         tar.add(tmp_path / "0.png", "0.png")
-    ray = Path("/tmp") / f"t{os.getpid()}{number.value}"
+    ray = Path("/tmp") / f"t{os.getpid()}{number.value}{log[0]}"
     ray.mkdir()
     what = ["--shards", tmp_path, "--mae", "mae_tiny", "--out", tmp_path / "out", "--workers", "1"]
     process = subprocess.Popen(
@@ -256,7 +264,7 @@ def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, tmp_p
     )
     try:
         end = time.monotonic() + 60
-        while not list(ray.glob("**/session_*/logs/gcs_server*")):
+        while not list(ray.glob(f"**/session_*/logs/{log}*")):
             assert time.monotonic() < end
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -271,6 +279,13 @@ def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, tmp_p
     finally:
         process.kill()
         shutil.rmtree(ray)
+
+
+@pytest.mark.parametrize("version", ["2.44.1", "2.52.0", "2.53.0"])
+def test_a_ray_that_takes_jobs_without_the_token_is_refused(version):
+    with pytest.raises(RequestError, match=rf"Ray {version} lets other users.*ray>=2.54,"):
+        local_ray.check_version(version)
+    local_ray.check_version("2.54.0")
 
 
 @pytest.mark.parametrize("folder", ["/" + "x" * 40, "/tmp/a b", "/proc/nowhere"])
