@@ -89,18 +89,22 @@ def _sigterm_stays(ray: Any) -> Iterator[None]:
         return
     handler, connect = signal.getsignal(signal.SIGTERM), ray._private.worker.connect
 
-    def quietly(*arguments: Any, **options: Any) -> None:
-        # Ray's C++ puts in a handler here. What comes now waits till it is replaced.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    came: list[int] = []
+
+    def whole(*arguments: Any, **options: Any) -> None:
+        # A process that ends half connected is aborted, and Ray's C++ puts in a handler here.
+        signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
         try:
             connect(*arguments, **options)
         finally:
             signal.signal(signal.SIGTERM, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if came:
+            signal.alarm(0)  # by which Ray's handler would abort in three seconds
+            signal.raise_signal(signal.SIGTERM)
 
     with (
         mock.patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None),
-        mock.patch.object(ray._private.worker, "connect", quietly),
+        mock.patch.object(ray._private.worker, "connect", whole),
     ):
         yield
 
