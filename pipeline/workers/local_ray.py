@@ -71,7 +71,7 @@ def start_local(ray: Any, **options: Any) -> None:
     RAY_AUTH_TOKEN stays, if it is set; else the token is new.
 
     Raises:
-        RequestError: this Ray is too old to ask all for the token, or would listen on other than loopback.
+        RequestError: this Ray is too old to ask all for a token, or is not on loopback alone.
         OSError, RuntimeError, ValueError: Ray does not start.
     """
     check_version(ray.__version__)
@@ -81,7 +81,7 @@ def start_local(ray: Any, **options: Any) -> None:
     _running.append(own)
     try:
         with _alone(ray):
-            read_again()
+            read_again(ray)
             # Not the folder itself: Ray gives its own to everyone (0777).
             ray.init(address="local", _temp_dir=str(own.folder / "r"), **options)
         _check(ray)
@@ -170,13 +170,10 @@ def _set(values: Mapping[str, str | None]) -> dict[str, str | None]:
     return before
 
 
-def read_again() -> None:
+def read_again(ray: Any) -> None:
     """Has Ray read the environment's mode and token; it keeps those that it has read once."""
-    with suppress(ImportError):
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -203,12 +200,8 @@ def _alone(ray: Any) -> Iterator[None]:
 
 def _check(ray: Any) -> None:
     """Raises RequestError if others could use what runs now."""
-    try:
-        from ray._raylet import AuthenticationMode, get_authentication_mode
-
-        has_token = get_authentication_mode() == AuthenticationMode.TOKEN
-    except ImportError:
-        has_token = False
+    mode = ray._raylet.get_authentication_mode()
+    has_token = mode == ray._raylet.AuthenticationMode.TOKEN
     address = ray.util.get_node_ip_address()
     if not has_token or address not in ("127.0.0.1", "::1"):
         why = f"listens on {address}" if has_token else "asks for no token"

@@ -67,7 +67,7 @@ def start_ray(address: str | None) -> None:
                 start_local(ray, **_local_options(), **quiet)
                 return
             _reach(cluster)
-            read_again()
+            read_again(ray)
             ray.init(address=cluster, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, RequestError):
@@ -103,7 +103,7 @@ def _sigterm_stays(ray: Any) -> Iterator[None]:
             signal.raise_signal(signal.SIGTERM)
 
     with (
-        mock.patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None),
+        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
         mock.patch.object(ray._private.worker, "connect", whole),
     ):
         yield

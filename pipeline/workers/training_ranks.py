@@ -101,6 +101,8 @@ def train_on_ranks(
             max_failures=max_failures,
             timeout_s=max(1, round(collective_timeout_s)),
             version=code_version(),
+            # NCCL was not tried with the other.
+            meets_by_port=is_cluster(ray_address) or plan.gpu > 0,
         )
         _follow(fit.remote(run), board, max_failures, on_note, on_report)
     finally:
@@ -174,14 +176,19 @@ def _fit(run: RankRun) -> str | None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipeline.workers.rank_store import FileTorchConfig
+
     limits: dict[str, Any] = {"max_failures": run.max_failures}
     if "controller_failure_limit" in {known.name for known in fields(FailureConfig)}:
         limits["controller_failure_limit"] = _STARTS  # else it would try for ever
+    backend = "nccl" if run.use_gpu else "gloo"
     trainer = TorchTrainer(
         run_rank,
         train_loop_config={"run": run},
-        torch_config=TorchConfig(
-            backend="nccl" if run.use_gpu else "gloo", timeout_s=run.timeout_s
+        torch_config=(
+            TorchConfig(backend=backend, timeout_s=run.timeout_s)
+            if run.meets_by_port
+            else FileTorchConfig(backend=backend, timeout_s=run.timeout_s, folder=str(run.scratch))
         ),
         scaling_config=ScalingConfig(
             num_workers=run.plan.total,
