@@ -291,7 +291,7 @@ def _ray(address: str) -> Finding:
     from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray
 
     try:
-        ray = import_ray(address or None)
+        ray = import_ray()
         if not is_cluster(address or None):
             text = f"{ray.__version__}; no cluster was named, so a run starts its own"
             return Finding(check="ray", state="ok", text=text)

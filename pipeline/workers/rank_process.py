@@ -60,6 +60,8 @@ class RankRun:
     timeout_s: int
     version: str
     """The driver's code"""
+    meets_by_port: bool
+    """Whether ranks find each other by a port, else by a file in `scratch`"""
 
     @property
     def use_gpu(self) -> bool:

@@ -64,7 +64,7 @@ class JobClient:
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
         # With an address, whatever it is: a cluster's token is then left to Ray to find.
-        import_ray(address or "localhost")
+        import_ray()
         try:
             from ray.job_submission import JobSubmissionClient
 

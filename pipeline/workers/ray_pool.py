@@ -10,7 +10,7 @@ from typing import Any
 from ltrp_core.errors import RequestError
 from pipeline.workers.crew import Crew
 from pipeline.workers.outcomes import DELAYS_S, MakeWork, Outcome, RunStoppedError
-from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray
+from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray, stop_ray
 from pipeline.workers.slots import Plan, WorkersRequest, capped_note, plan_workers
 from pipeline.workers.tries import Tries
 
@@ -50,7 +50,7 @@ class RayPool:
         self.after_start, self.on_note, self.delays_s = after_start, on_note, delays_s
         self.start_up_s = 0.0
         self.notes: list[str] = []
-        self._ray = import_ray(address)
+        self._ray = import_ray()
         self._is_started = self._started_here = self._gpu_only = False
         self._crews: list[Crew] = []
 
@@ -88,7 +88,7 @@ class RayPool:
         for crew in self._crews:
             crew.kill()
         if self._started_here:
-            self._ray.shutdown()
+            stop_ray()
 
     def _start(self) -> None:
         if self._is_started:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
+import signal
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ltrp_core.errors import RequestError
+from pipeline.workers.local_ray import read_again, start_local, stop_local
 from pipeline.workers.slots import Machine
 
 _STORE_BYTES = 200 << 20
 _LEAST_STORE_BYTES = 80 << 20
 """Ray wants 75 MiB. Results are small, so that the object store stays empty."""
 
-_SHORT_FOLDER = re.compile(r"/[A-Za-z0-9_./-]{0,31}")
-"""Ray's sockets are about 70 characters below its folder, and a socket's path has at most 107."""
-
 _ANSWER_S = 20.0
 """How long a cluster's port may take to open; Ray would wait minutes, then end the process."""
 
-_PARENTS_OF_FOLDER = ("/tmp", "/var/tmp", "/dev/shm")
 
-
-def import_ray(address: str | None) -> Any:
+def import_ray() -> Any:
     """Imports Ray with what it reads then; values that are set already stay.
 
     Raises:
@@ -40,9 +40,6 @@ def import_ray(address: str | None) -> Any:
         # A container's /dev/shm has 64 MB unless told.
         "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",
     }
-    if _resolved(address) is None:
-        # A Ray of this process alone needs no token, whose file in HOME may not be writable.
-        defaults["RAY_AUTH_MODE"] = "disabled"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:
@@ -61,18 +58,60 @@ def start_ray(address: str | None) -> None:
     Raises:
         RequestError: there is no such cluster, or Ray does not start.
     """
-    ray = import_ray(address)
+    ray = import_ray()
     cluster = _resolved(address)
-    options = _local_options() if cluster is None else {"address": cluster}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if cluster is not None:
+        with _sigterm_stays(ray):
+            if cluster is None:
+                start_local(ray, **_local_options(), **quiet)
+                return
             _reach(cluster)
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+            read_again(ray)
+            ray.init(address=cluster, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
         reason = " ".join(str(error).split())
         if cluster is None:
             raise RequestError(f"Ray does not start: {reason}; or pass --workers 0") from error
         raise RequestError(f"--ray-address {cluster}: no Ray cluster there: {reason}") from error
+
+
+@contextmanager
+def _sigterm_stays(ray: Any) -> Iterator[None]:
+    """Keeps Ray from handling SIGTERM: its handlers end the process, with status 1, 15 or a trace.
+
+    What is set after its start comes too late: the start takes seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, connect = signal.getsignal(signal.SIGTERM), ray._private.worker.connect
+
+    came: list[int] = []
+
+    def whole(*arguments: Any, **options: Any) -> None:
+        # A process that ends half connected is aborted, and Ray's C++ puts in a handler here.
+        signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+        try:
+            connect(*arguments, **options)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        if came:
+            signal.alarm(0)  # by which Ray's handler would abort in three seconds
+            signal.raise_signal(signal.SIGTERM)
+
+    with (
+        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
+        mock.patch.object(ray._private.worker, "connect", whole),
+    ):
+        yield
+
+
+def stop_ray() -> None:
+    """Leaves the cluster, or ends the Ray of this process and removes what it has written."""
+    stop_local(import_ray())
 
 
 def is_cluster(address: str | None) -> bool:
@@ -111,10 +150,8 @@ def _reach(cluster: str) -> None:
 
 def _local_options() -> dict[str, Any]:
     options: dict[str, Any] = {
-        "address": "local",  # not a cluster that someone else has started here
         "include_dashboard": False,
         "object_store_memory": _store_bytes(Path("/dev/shm")),
-        "_temp_dir": _short_folder(),
     }
     allowed = len(os.sched_getaffinity(0))
     if allowed < (os.cpu_count() or 1):
@@ -125,12 +162,3 @@ def _local_options() -> dict[str, Any]:
 def _store_bytes(shared_memory: Path) -> int:
     enough = shared_memory.is_dir() and shutil.disk_usage(shared_memory).free > _STORE_BYTES
     return _STORE_BYTES if enough else _LEAST_STORE_BYTES
-
-
-def _short_folder() -> str | None:
-    """Returns where Ray keeps its sockets and logs; None if its own choice will do."""
-    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    for parent in (chosen, *_PARENTS_OF_FOLDER):
-        if _SHORT_FOLDER.fullmatch(parent) and os.access(parent, os.W_OK | os.X_OK):
-            return None if parent == chosen else f"{parent}/ray-{os.getuid()}"
-    return None

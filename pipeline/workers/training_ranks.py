@@ -26,7 +26,7 @@ from pipeline.terminal import say
 from pipeline.workers.outcomes import RunStoppedError
 from pipeline.workers.rank_board import LEAVE_S, STANDS_STILL, Board, take_from
 from pipeline.workers.rank_process import Rank, RankRun, run_rank
-from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray
+from pipeline.workers.ray_start import import_ray, is_cluster, machines, start_ray, stop_ray
 from pipeline.workers.slots import Plan, WorkersRequest, plan_workers
 
 _POLL_S = 0.2
@@ -80,7 +80,7 @@ def train_on_ranks(
         RequestError: Ray is missing or lends less; or `work` raised one, which comes out as it was.
         RunStoppedError: ranks were lost too often, or `work` failed in a way that would come again.
     """
-    ray = import_ray(ray_address)
+    ray = import_ray()
     environment = _environment(ray_address, collective_timeout_s)
     folder = Path(tempfile.mkdtemp(prefix="ltrp-ray-train-", dir=scratch))
     try:
@@ -101,10 +101,12 @@ def train_on_ranks(
             max_failures=max_failures,
             timeout_s=max(1, round(collective_timeout_s)),
             version=code_version(),
+            # NCCL was not tried with the other.
+            meets_by_port=is_cluster(ray_address) or plan.gpu > 0,
         )
         _follow(fit.remote(run), board, max_failures, on_note, on_report)
     finally:
-        ray.shutdown()
+        stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -174,14 +176,19 @@ def _fit(run: RankRun) -> str | None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipeline.workers.rank_store import FileTorchConfig
+
     limits: dict[str, Any] = {"max_failures": run.max_failures}
     if "controller_failure_limit" in {known.name for known in fields(FailureConfig)}:
         limits["controller_failure_limit"] = _STARTS  # else it would try for ever
+    backend = "nccl" if run.use_gpu else "gloo"
     trainer = TorchTrainer(
         run_rank,
         train_loop_config={"run": run},
-        torch_config=TorchConfig(
-            backend="nccl" if run.use_gpu else "gloo", timeout_s=run.timeout_s
+        torch_config=(
+            TorchConfig(backend=backend, timeout_s=run.timeout_s)
+            if run.meets_by_port
+            else FileTorchConfig(backend=backend, timeout_s=run.timeout_s, folder=str(run.scratch))
         ),
         scaling_config=ScalingConfig(
             num_workers=run.plan.total,

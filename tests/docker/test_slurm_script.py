@@ -61,6 +61,14 @@ def test_without_a_stage_it_says_how_it_is_used(tmp_path: Path) -> None:
     assert "usage:" in done.stderr
 
 
+def test_its_ray_asks_for_a_token_of_the_job_and_has_no_dashboard() -> None:
+    text = (ROOT / "docker/slurm.sh").read_text("utf-8")
+    mode = text.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token\n")
+    assert 0 < text.index("folder=$(mktemp -d ") < mode < text.index("umask 077 && python")
+    assert text.index("umask 077 && python") < text.index(" ray start ")
+    assert "--include-dashboard=false" in text
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_stage_has_all_hosts_its_status_comes_back_and_nothing_is_left(tmp_path: Path) -> None:

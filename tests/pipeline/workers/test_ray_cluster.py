@@ -25,7 +25,7 @@ class Slowly:
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = import_ray("a cluster")
+    ray = import_ray()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 

@@ -11,6 +11,7 @@ import pytest
 
 from ltrp_core.errors import RequestError
 from pipeline.workers import ATTEMPTS, RunStoppedError, Slot, open_pool
+from pipeline.workers.local_ray import start_local, stop_local
 from pipeline.workers.ray_start import import_ray
 
 pytestmark = pytest.mark.ray
@@ -87,9 +88,9 @@ class Says:
 @pytest.fixture(scope="module", autouse=True)
 def ray():
     """Three slots and a GPU, on paper."""
-    ray = import_ray(None)
-    ray.init(
-        address="local",
+    ray = import_ray()
+    start_local(
+        ray,
         num_cpus=3,
         num_gpus=1,
         include_dashboard=False,
@@ -98,7 +99,7 @@ def ray():
         logging_level="ERROR",
     )
     yield ray
-    ray.shutdown()
+    stop_local(ray)
 
 
 def run(items, make, workers="cpu=2", **options):

@@ -90,7 +90,7 @@ def test_a_poor_environment_is_enough_and_sigterm_is_ours(tmp_path):
 def test_without_items_ray_is_not_started():
     with open_pool("2") as pool:
         assert list(pool.map(print, [])) == []
-        assert not ray_start.import_ray(None).is_initialized()
+        assert not ray_start.import_ray().is_initialized()
         assert pool.start_up_s == 0.0
 
 
@@ -101,17 +101,3 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
         pytest.raises(RequestError, match=r"--ray-address localhost:1: no Ray cluster.*refused"),
     ):
         list(pool.map(print, [1]))
-
-
-@pytest.mark.parametrize("folder", ["/" + "x" * 40, "/tmp/a b", "/proc/nowhere"])
-def test_a_folder_that_sockets_cannot_be_in_is_replaced(folder, monkeypatch):
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", folder)
-    chosen = ray_start._short_folder()
-    assert chosen is not None
-    assert len(chosen) < 32
-
-
-def test_a_short_folder_is_left_to_ray(monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    assert ray_start._short_folder() is None

@@ -242,7 +242,7 @@ def wait_and_sum(folder, rank):
 
 @pytest.mark.faults
 def test_a_lost_machine_is_replaced_by_another(tmp_path, monkeypatch):
-    ray = import_ray("a cluster")
+    ray = import_ray()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
