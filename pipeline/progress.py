@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from pipeline.signals import ignores_interrupts
 from pipeline.terminal import printable, say
 from stages.protocols import Bar, Summary
 
@@ -104,7 +105,13 @@ class _JsonBar:
 
 
 def open_progress() -> TerminalProgress | JsonLineProgress:
-    """Returns bars on a terminal, JSON lines elsewhere."""
+    """Returns bars on a terminal, JSON lines elsewhere; says how the work is not ended."""
+    if ignores_interrupts():
+        say(
+            "note: SIGINT is ignored, as a shell has it for jobs in the background: Ctrl-C does "
+            "not end this command, SIGTERM (`kill PID`) does",
+            err=True,
+        )
     return TerminalProgress() if sys.stderr.isatty() else JsonLineProgress()
 
 

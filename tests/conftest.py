@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import tarfile
 
 # Before torch is imported, and for the commands that tests start: models this small gain nothing
@@ -20,15 +21,40 @@ from ltrp_core.mae import MAEConfig, MaskedAutoencoder
 torch.set_num_threads(1)
 
 
+def pytest_configure():
+    """Ctrl-C means what it does on a terminal, in this process and in all that tests start.
+
+    Shells have SIGINT ignored for what runs in the background: `make test &`, some CI systems.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_CLUSTERS = {
+    "test_ray_cluster.py",
+    "test_ray_job.py",
+    "test_training_ranks.py",
+    "test_slurm_script.py",
+}
+"""Clusters as `ray start` makes them listen at ports that are written down: one after the other."""
+_APART = {"test_command_line.py", "test_demo.py", "test_train_ranker_command.py"}
+"""Long tests that share nothing: each may run in another process than its neighbors."""
+
+
 def pytest_collection_modifyitems(items):
-    """Keeps a file's tests in one process, and all that start Ray: two clusters disturb each other.
+    """Keeps a file's tests in one process, where its fixtures are made once.
 
     Processes hand their groups on only after all of them: what takes longest comes first.
     """
+
+    def group(item):
+        file = item.path.name
+        if file in _CLUSTERS:
+            return "clusters"
+        return item.nodeid if file in _APART else file
+
     for item in items:
-        group = "ray" if "ray" in item.keywords else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "ray" not in item.keywords)
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: (item.path.name not in _CLUSTERS, "ray" not in item.keywords))
 
 
 SMALL_MAE = MAEConfig(

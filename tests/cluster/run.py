@@ -246,10 +246,24 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def hidden_from_hosts(*paths: Path) -> str | None:
+    """Returns what is wrong with paths that hosts must see: each has a /tmp of its own."""
+    for path in paths:
+        if path.resolve().is_relative_to("/tmp"):
+            return (
+                f"{path} is below /tmp, which every host of this test has for itself; use a clone, "
+                "a VENV and an --out elsewhere"
+            )
+    return None
+
+
 def main() -> None:
     if os.geteuid() != 0:
         sys.exit("error: making network namespaces needs root")
     options = parse()
+    hidden = hidden_from_hosts(ROOT, Path(sys.prefix), options.out)
+    if hidden is not None:
+        sys.exit(f"error: {hidden}")
     options.out.mkdir(parents=True, exist_ok=True)
     options.out = options.out.resolve()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
