@@ -14,6 +14,7 @@ from ltrp_core.errors import RequestError
 from ltrp_core.views import View, render_view
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.images import FORMATS
+from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import SampleStream
 from pipeline.inputs.shards import DamagedShardError
 from pipeline.store.cache import Cache
@@ -74,7 +75,8 @@ def match_shards(
         RequestError: a unit's shard is not among `shards`, or has another size: the message then
             names the image that is missing or changed.
     """
-    by_unit = {unit_name(shard.name): shard for shard in shards}
+    chosen = with_image_ext(shards, str(cache.identity.get("image_ext", "")))
+    by_unit = {unit_name(shard.name): shard for shard in chosen}
     matched = {}
     for unit in cache.units if units is None else units:
         row, shard = cache.rows[unit], by_unit.get(unit)

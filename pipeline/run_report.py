@@ -13,6 +13,7 @@ from ltrp_core.shipped_weights import SHIPPED_RANKER, WEIGHTS_FOLDER
 from pipeline.annotations import open_annotations
 from pipeline.evaluation_table import read_groups, read_rows
 from pipeline.inputs import Shard
+from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import read_samples
 from pipeline.kinds import CACHES, check_kind, open_cache_of
 from pipeline.parsing import read_parquet
@@ -122,7 +123,7 @@ def run_report(
 
 def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Iterator[Sample]:
     """Yields the samples of the shards that some units were made of, read as they were then."""
-    for shard in shards:
+    for shard in with_image_ext(shards, str(selected.identity.get("image_ext", ""))):
         name = unit_name(shard.name)
         if name in units:
             was_whole = selected.rows[name].damage is None

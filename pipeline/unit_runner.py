@@ -6,6 +6,7 @@ import functools
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from typing import Any, Literal
 from ltrp_core.errors import RequestError
 from pipeline.faults import fault_point
 from pipeline.inputs import OnDamage, Shard
+from pipeline.inputs.image_choice import checked_image_ext, notes_on_choices
+from pipeline.inputs.listing import with_image_ext
 from pipeline.run_log import RunLog, cpus_of_units, note_on_cpus, read_log
 from pipeline.shares import parse_share
 from pipeline.store.cache import Cache, but_views, create_cache
@@ -21,9 +24,10 @@ from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
 from pipeline.store.places import open_place
 from pipeline.store.run_file import begun_run, difference
-from pipeline.unit_work import MakeStage, PendingUnit, UnitWork, WorkSettings
+from pipeline.unit_work import NAMED, MakeStage, PendingUnit, UnitWork, WorkSettings
 from pipeline.workers import Outcome, RunMetrics, WorkerPool
 from stages.options import check_ranges, option
+from stages.options import identity as identity_of
 from stages.protocols import ArrayField, Bar, Progress, Summary
 
 _ENOUGH_TO_JUDGE = 1000
@@ -49,6 +53,12 @@ class UnitOptions:
         help=f"stop when more of the images ({_ENOUGH_TO_JUDGE} at least) are bad; 100% = never",
         changes_numbers=False,
     )
+    image_ext: str = option(
+        "",
+        absent_by_default=True,
+        help="of tars: the image of a sample is the member of this ending, e.g. jpg or left.png; "
+        "empty: 0.jpg before 0.depth.png, common kinds before rare ones",
+    )
     decode_threads: int = option(
         0, low=0, help="decoding ahead of the model, a worker; 0 = one a CPU", changes_numbers=False
     )
@@ -56,6 +66,7 @@ class UnitOptions:
     def __post_init__(self) -> None:
         check_ranges(self)
         parse_share("--max-bad", self.max_bad)
+        object.__setattr__(self, "image_ext", checked_image_ext(self.image_ext))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,7 +106,7 @@ class CacheRunner:
             RunMismatchError: `out` holds another run, or units of shards that have changed.
             LockedError: another process is writing there.
         """
-        identity = {**identity, "store": self.options.store}
+        identity = {**identity, **identity_of(self.options)}
         if self.extends is not None:
             _check_extends(self.extends, {"stage": stage, **identity})
         cache = create_cache(self.out, stage, identity)
@@ -149,7 +160,8 @@ class CacheRunner:
         return summary
 
     def _pending(self, cache: Cache, summary: Summary) -> list[PendingUnit]:
-        units = [PendingUnit(shard=shard) for shard in self.shards]
+        shards = with_image_ext(self.shards, self.options.image_ext)
+        units = [PendingUnit(shard=shard) for shard in shards]
         if self.extends is not None:
             units, left_out = _of_cache(self.extends, units)
             if left_out:
@@ -173,6 +185,9 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     manifest_at: float = field(default_factory=time.monotonic)
     retried: int = 0
+    choices: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+    """The first bad images of the run, in words"""
 
     def count(self, outcome: Outcome, bar: Bar) -> None:
         unit, summary = outcome.item, self.summary
@@ -197,6 +212,8 @@ class _Run:
             summary.done += 1
             summary.n_ok += row.n_ok
             summary.n_bad += row.n_bad
+            self.choices.update(outcome.result["choices"])
+            self.bad += outcome.result["bad"][: NAMED - len(self.bad)]
             seconds = outcome.result["seconds"]
             if row.damage is not None:
                 summary.notes.append(f"salvaged {unit.shard.name}: {row.damage}")
@@ -245,6 +262,11 @@ class _Run:
         working = max(summary.seconds - start_up_s, 1e-9)
         if summary.done:
             summary.rate = f"{summary.n_ok / working:.1f} images/s"
+        summary.notes += notes_on_choices(self.choices)
+        if self.bad:
+            more = summary.n_bad - len(self.bad)
+            others = f"; and {more} more: errors.parquet of each unit" if more else ""
+            summary.notes.append(f"bad images: {'; '.join(self.bad)}{others}")
         if start_up_s > 1.0:
             summary.notes.append(f"{start_up_s:.1f} s of it to start the workers")
         if self.retried:

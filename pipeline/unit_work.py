@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,13 @@ from pipeline.store.record_checks import RowDigests, check_records
 from pipeline.store.record_forms import FORMS
 from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.workers import Slot
-from stages.protocols import ArrayField, Arrays, UnitStage
+from stages.protocols import ArrayField, Arrays, BadSample, UnitStage
 
 MakeStage = Callable[[str], UnitStage]
 """Makes the stage on a device, `auto` = whatever there is; picklable and small."""
 
+NAMED = 3
+"""Bad images that the summary names."""
 _SPARE_BYTES = 16 << 20
 _FEW_BYTES_AN_IMAGE = 20_000
 """Small for a photograph; for the largest number of records that a shard can give."""
@@ -62,6 +65,10 @@ class PendingUnit:
 
 class ChangedShardError(ValueError):
     """A shard has another content than when it was scored before."""
+
+
+class NoGoodImageError(ValueError):
+    """A shard of which no image can be used: most likely another kind of file than is thought."""
 
 
 class UnitWork:
@@ -103,6 +110,8 @@ class UnitWork:
                 start = time.monotonic()
             if unit.sha256 is not None and stream.identity["sha256"] != unit.sha256:
                 raise ChangedShardError(f"{unit.shard.path} changed since it was scored first")
+            if n_ok == 0 and unit.sha256 is None:
+                check_any_good(unit.shard, stream.bad)
             fault_point("after_attempt_write", unit.name)
             check_records(records, self.settings.fields, digests)
             write_errors(staged, stream.bad)
@@ -124,7 +133,27 @@ class UnitWork:
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "notes": self.stage.take_notes(),
             "cpu": self.cpu,
+            "choices": dict(stream.choices),
+            "bad": [f"{bad.key} of {unit.shard.name}: {bad.reason}" for bad in stream.bad[:NAMED]],
         }
+
+
+def check_any_good(shard: Shard, bad: Sequence[BadSample]) -> None:
+    """Checks a shard that gave no sample.
+
+    Earlier versions committed a unit of it, to which views are still appended.
+
+    Raises:
+        NoGoodImageError: it holds members, and none is an image that can be used.
+    """
+    if not bad:
+        return
+    counts = Counter(one.reason for one in bad)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+    raise NoGoodImageError(
+        f"{shard.path} has no image that can be used ({reasons}); the first: {bad[0].key}: "
+        f"{bad[0].message}"
+    )
 
 
 def cpu_kind(device: str) -> str:

@@ -17,6 +17,7 @@ def option(
     *,
     help: str,
     changes_numbers: bool = True,
+    absent_by_default: bool = False,
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -26,10 +27,18 @@ def option(
         default: omitted = the option is required.
         help: one line with unit and source, shown by `--help`.
         changes_numbers: whether the stage's output depends on it; then it is part of the run's id.
+        absent_by_default: whether the run's id lacks it at its default: what was made before there
+            was the option is then of the same run.
         low: smallest allowed value, inclusive.
         high: largest allowed value, inclusive.
     """
-    metadata = {"help": help, "changes_numbers": changes_numbers, "low": low, "high": high}
+    metadata = {
+        "help": help,
+        "changes_numbers": changes_numbers,
+        "absent_by_default": absent_by_default,
+        "low": low,
+        "high": high,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -62,5 +71,7 @@ def identity(config: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         if field.metadata.get("changes_numbers", True):
             value = getattr(config, field.name)
+            if field.metadata.get("absent_by_default", False) and value == field.default:
+                continue
             values[field.name] = list(value) if isinstance(value, tuple) else value
     return values

@@ -292,7 +292,9 @@ def _numbers(section: Section, parsed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that change a number; of files, what is in them."""
     silent = set(_HOW_ONLY) | {"shards"}
     for kind in _CONFIGS.get(section.command, ()):
-        silent |= {f.name for f in dataclasses.fields(kind) if not f.metadata["changes_numbers"]}
+        for field in dataclasses.fields(kind):
+            later = field.metadata["absent_by_default"] and parsed.get(field.name) == field.default
+            silent |= {field.name} if later or not field.metadata["changes_numbers"] else set()
     fed = {
         key.replace("-", "_")
         for key, value in section.options.items()

@@ -16,9 +16,12 @@ from pipeline.inputs.png_chunks import without_metadata
 
 _HAS_AVIF = bool(features.check("avif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if _HAS_AVIF else ()))
-EXTENSIONS = frozenset(
+_COMMON_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
+RARE_EXTENSIONS = frozenset({".jfif", ".jpe", ".avif", ".pbm", ".pnm"})
+"""A sample that has one of the others too is that one's."""
+EXTENSIONS = _COMMON_EXTENSIONS | RARE_EXTENSIONS
 MAX_PIXELS = 64_000_000
 # Not by `catch_warnings` around each image: that is not safe on several threads. The size is
 # checked by MAX_PIXELS, and what an odd header means for the pixels is decided by decoding them.

@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -388,3 +388,22 @@ def _choices(brace: str) -> list[str]:
         raise RequestError(f"brace range {brace} counts down; write the smaller number first")
     width = len(first) if first.startswith("0") else 0
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+
+
+def with_image_ext(shards: Sequence[Shard], image_ext: str) -> list[Shard]:
+    """Returns shards of whose samples the image is the member of an ending: `--image-ext`.
+
+    Raises:
+        RequestError: it is given, and a shard is no tar: every file of a folder is an image.
+    """
+    if not image_ext:
+        return list(shards)
+    found: list[Shard] = []
+    for shard in shards:
+        if not isinstance(shard, TarShard):
+            raise RequestError(
+                f"--image-ext is for tars, whose samples have several members; {shard.path} is a "
+                "folder, each of whose images is a sample"
+            )
+        found.append(replace(shard, image_ext=image_ext))
+    return found

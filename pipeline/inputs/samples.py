@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, cast
@@ -68,6 +68,11 @@ class SampleStream(Generic[T]):
     def identity(self) -> dict[str, Any]:
         """Name, size and sha256 of the shard."""
         return self._reader.identity
+
+    @property
+    def choices(self) -> Mapping[tuple[str, str], int]:
+        """Samples that had several images, by the ending that was taken and the one left."""
+        return self._reader.choice.counts
 
     @property
     def damage(self) -> str | None:

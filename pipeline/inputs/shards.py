@@ -7,21 +7,25 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, Protocol
 
 from ltrp_core.errors import RequestError
 from ltrp_core.regular_files import NotRegularFileError, open_descriptor
+from pipeline.inputs.bad_members import (
+    MAX_MEMBER_BYTES,
+    bad_content,
+    bad_name,
+    escaped,
+    no_image,
+)
 from pipeline.inputs.folders import is_text
-from pipeline.inputs.images import EXTENSIONS
+from pipeline.inputs.image_choice import ImageChoice
 from pipeline.inputs.keys import sample_key
 from pipeline.remote import RemoteError, open_remote
 from pipeline.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
 from stages.protocols import BadSample
 
 OnDamage = Literal["strict", "salvage"]
-MAX_MEMBER_BYTES = 512 << 20
-"""A member that claims more is no image; it is not held in memory."""
 _LOOK_BYTES = 16 << 10
 """Read to see whether a file begins as a tar."""
 _COMPRESSED = {
@@ -54,6 +58,8 @@ class ShardReader(Protocol):
     """Name, size and sha256 of what was read."""
     left_out: list[BadSample]
     """Samples without a usable member: of every key there is an image or a row here."""
+    choice: ImageChoice
+    """Where a sample had several images."""
     damage: str | None
     """What `salvage` forgave."""
     seconds: float
@@ -95,6 +101,8 @@ class TarShard:
     path: str
     size: int
     stamp: str = ""
+    image_ext: str = ""
+    """Only members of this ending are images; empty: see `ImageChoice`"""
 
     @property
     def name(self) -> str:
@@ -104,7 +112,7 @@ class TarShard:
 
     def open(self, on_damage: OnDamage = "strict") -> TarReader:
         """Returns a reader: see `TarReader`."""
-        return TarReader(self, on_damage)
+        return TarReader(self, on_damage, choice=ImageChoice(self.image_ext))
 
 
 @dataclass(slots=True)
@@ -112,14 +120,16 @@ class TarReader:
     """Yields the image of every sample of a tar, in order.
 
     A sample is all members of one key, as WebDataset has it: the path up to the first dot of the
-    file name. Members of other kinds are labels and such. Of every key there is an image or a row
-    in `left_out`: `no_image`, `no_key` (".jpg"), `not_a_file` (links, devices, sparse files),
+    file name. Members of other kinds are labels and such; which of several images is the sample's,
+    `ImageChoice` says. Of every key there is an image or a row in `left_out`: `no_image`,
+    `no_key` (".jpg"), `not_a_file` (links, devices, sparse files),
     `unsafe_name` (absolute, with `..`, or no UTF-8), `too_large`, and where damage is salvaged
     `duplicate_key`: distinct keys + members without a usable name + duplicates = images + rows.
 
     Raises (on iteration):
         DamagedShardError: not a tar, cut, damaged anywhere, changed while it was read, or a key has
-            two images. With `salvage` what came before is kept and `damage` says so.
+            two images between which there is no choice. With `salvage` what came before is kept
+            and `damage` says so.
         OSError: the file cannot be read.
     """
 
@@ -129,6 +139,7 @@ class TarReader:
     left_out: list[BadSample] = field(default_factory=list)
     damage: str | None = None
     seconds: float = 0.0
+    choice: ImageChoice = field(default_factory=ImageChoice)
 
     def __iter__(self) -> Iterator[Member]:
         with _open(self.shard.path) as file:
@@ -144,43 +155,56 @@ class TarReader:
         self.identity = {"name": self.shard.name, "size": source.received, "sha256": sha256}
 
     def _members(self, source: ForwardReader) -> Iterator[Member]:
-        taken: set[str] = set()
-        without: dict[str, int] = {}
+        taken: dict[str, str] = {}
+        without: dict[str, Entry] = {}
+        waiting: Member | None = None
         count = 0
         for entry in walk(source):
             count += 1
             if entry.is_folder or is_of_the_system(entry.name):
                 continue
             key = sample_key(entry.name)
-            problem = _bad_name(entry)
-            if problem is None and not _is_image(entry.name):
+            if waiting is not None and waiting.key != key:
+                yield waiting
+                waiting = None
+            problem = bad_name(entry)
+            if problem is None and not self.choice.is_image(entry.name):
                 if key not in taken:
-                    without.setdefault(key, entry.offset)
+                    without.setdefault(key, entry)
                 continue
             if problem is None and key in taken:
-                self._duplicate(key, entry)
-                continue
+                if self.choice.rank(entry.name) > self.choice.rank(taken[key]):
+                    self.choice.took(taken[key], entry.name)
+                    continue
+                if waiting is None or self.choice.rank(entry.name) == self.choice.rank(taken[key]):
+                    self._duplicate(key, entry)
+                    continue
+                self.choice.took(entry.name, waiting.name)
+                waiting = None
             if problem is None:
                 # What cannot be used as an image takes its key too: one row a key, not two.
-                taken.add(key)
+                taken[key] = entry.name
                 without.pop(key, None)
-                problem = _bad_content(entry)
-            if problem is None:
-                yield Member(key, entry.name, entry.offset, entry.read())
-            else:
+                problem = bad_content(entry)
+            if problem is not None:
                 self.left_out.append(problem)
+            elif self.choice.rank(entry.name):
+                # A better one may follow: members of a sample lie beside each other.
+                waiting = Member(key, entry.name, entry.offset, entry.read())
+            else:
+                yield Member(key, entry.name, entry.offset, entry.read())
+        if waiting is not None:
+            yield waiting
         if count == 0:
             raise TarDamage("holds no member")
-        self.left_out += [
-            BadSample(key, offset, "no_image", "no member of this key is named as an image")
-            for key, offset in without.items()
-        ]
+        self.left_out += [no_image(key, entry) for key, entry in without.items()]
 
     def _duplicate(self, key: str, entry: Entry) -> None:
         if self.on_damage == "strict":
             raise TarDamage(
                 f"is ambiguous: key {key!r} stands twice (byte {entry.offset}); keys must be "
-                "unique in a shard"
+                "unique in a shard. If these are several images of one sample, say which by "
+                "--image-ext, e.g. jpg or left.png"
             )
         message = f"{entry.name!r}: the key has an image already"
         self.left_out.append(BadSample(key, entry.offset, "duplicate_key", message))
@@ -244,6 +268,7 @@ class FolderReader:
     left_out: list[BadSample] = field(default_factory=list)
     damage: str | None = None
     seconds: float = 0.0
+    choice: ImageChoice = field(default_factory=ImageChoice)
 
     def __iter__(self) -> Iterator[Member]:
         digest, received = hashlib.sha256(), 0
@@ -297,7 +322,7 @@ class FolderReader:
         self.damage = problem
 
     def _leave_out(self, key: str, reason: str, message: str) -> None:
-        self.left_out.append(BadSample(_escaped(key), 0, reason, message))
+        self.left_out.append(BadSample(escaped(key), 0, reason, message))
 
 
 def starts_as_tar(shard: TarShard) -> bool:
@@ -309,43 +334,6 @@ def starts_as_tar(shard: TarShard) -> bool:
         return False
     except OSError:
         return True
-
-
-def _bad_name(entry: Entry) -> BadSample | None:
-    """Returns why a member can belong to no sample, or None."""
-    key = sample_key(entry.name)
-    if entry.name.startswith("/") or ".." in PurePosixPath(entry.name).parts:
-        message = f"{entry.name!r} points out of the shard"
-        return BadSample(_escaped(key), entry.offset, "unsafe_name", message)
-    if not is_text(entry.name):
-        message = f"{entry.name!r} is not UTF-8, and keys are text"
-        return BadSample(_escaped(key), entry.offset, "unsafe_name", message)
-    if not key or key.endswith("/"):
-        message = f"{entry.name!r} has nothing before its first dot"
-        return BadSample(entry.name, entry.offset, "no_key", message)
-    return None
-
-
-def _bad_content(entry: Entry) -> BadSample | None:
-    """Returns why a member with the name of an image is none, or None."""
-    key = sample_key(entry.name)
-    if not entry.is_file:
-        message = f"{entry.name!r} is a link, device or sparse file"
-        return BadSample(key, entry.offset, "not_a_file", message)
-    if entry.size > MAX_MEMBER_BYTES:
-        message = f"{entry.name!r} has {entry.size} bytes"
-        return BadSample(key, entry.offset, "too_large", message)
-    return None
-
-
-def _escaped(key: str) -> str:
-    return key.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS or (
-        name.rpartition("/")[2].lower() in EXTENSIONS
-    )
 
 
 def is_of_the_system(name: str) -> bool:

@@ -183,6 +183,7 @@ class _SomeMembers:
         self.left_out: list[BadSample] = []
         self.damage: str | None = None
         self.seconds = 0.0
+        self.choice = reader.choice
 
     def __iter__(self) -> Iterator[Member]:
         yield from (member for member in self._reader if member.key in self._keys)

@@ -286,8 +286,7 @@ def format_status(status: Status, *, shards: bool = False) -> str:
         f"{counts['pending']} pending"
         + (f"; {status.retried} took more than one attempt" if status.retried else "")
         + (f"; {status.others} more unit(s) of earlier runs" if status.others else ""),
-        f"  images   {status.n_ok} ok, {status.n_bad} bad"
-        + "".join(f", {count} {reason}" for reason, count in status.reasons.items()),
+        f"  images   {status.n_ok} ok, {status.n_bad} bad{_of_them(status.reasons)}",
         f"  size     {status.bytes / 1e6:.1f} MB",
         f"  driver   {'writing now: ' + status.writing if status.writing else 'none'}",
     ]
@@ -316,6 +315,11 @@ def format_status(status: Status, *, shards: bool = False) -> str:
     listed = status.shards if shards else [s for s in status.shards if s.state == "failed"]
     lines += [_line(shard) for shard in listed]
     return "\n".join(lines)
+
+
+def _of_them(reasons: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f" ({parts})" if parts else ""
 
 
 def _line(shard: ShardStatus) -> str:

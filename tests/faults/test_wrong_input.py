@@ -274,16 +274,30 @@ def test_every_kind_of_image_has_its_outcome_and_neighbors_are_as_without_it(
     assert set(reasons) == {reason for _, _, reason in zoo if reason is not None}
 
 
-def test_a_shard_of_bad_images_is_done_and_empty(make_tar, many, small_mae, tmp_path):
+def test_a_shard_without_one_good_image_fails_by_name(make_tar, many, small_mae, tmp_path):
+    """Most likely it is another kind of file than is thought, such as ImageNet's tar of tars."""
     folder = tmp_path / "shards"
     shutil.copytree(many, folder)
     make_tar(folder / "bad.tar", [(f"{i}.jpg", b"no image") for i in range(5)])
-    err = score(folder, small_mae, tmp_path / "cache")
-    assert f"{COUNT + 1} done" in err
-    assert "5 bad" in err
+    make_tar(tmp_path / "class.tar", [("a.JPEG", b"..")])
+    make_tar(folder / "nested.tar", [("n01440764.tar", (tmp_path / "class.tar").read_bytes())])
+    err = score(folder, small_mae, tmp_path / "cache", expect=1)
+    assert f"{COUNT} done, 0 already there, 2 failed" in err
+    assert "bad.tar has no image that can be used (5 unidentified); the first: 0: " in err
+    assert "'n01440764.tar' is an archive within the shard" in err
     assert list(problems(open_cache(tmp_path / "cache"), deep=True)) == []
-    run("train-ranker", "--cache", tmp_path / "cache", "--shards", folder, "--out",
-        tmp_path / "ranker", "--ranker", "vit_tiny", "--epochs", 1)  # fmt: skip
+    out, _ = run("status", tmp_path / "cache", expect=1)
+    assert f"{COUNT} done + 2 failed + 0 pending" in out
+
+
+def test_bad_images_are_named_with_their_reasons(make_tar, photographs, small_mae, tmp_path):
+    bad = [(f"bad{i}.jpg", b"no image") for i in range(5)]
+    make_tar(tmp_path / "a.tar", [*bad, *((f"{k}.jpg", v) for k, v in photographs.items())])
+    err = score(tmp_path / "a.tar", small_mae, tmp_path / "cache")
+    named = "; ".join(f"bad{i} of a.tar: unidentified" for i in range(3))
+    assert f"bad images: {named}; and 2 more: errors.parquet of each unit" in err
+    out, _ = run("status", tmp_path / "cache")
+    assert "images   12 ok, 5 bad (5 unidentified)\n" in out
 
 
 class Bomb:
