@@ -105,6 +105,7 @@ def _is_whole(event: Mapping[str, Any]) -> bool:
 _FACTS: Mapping[str, Mapping[str, Any]] = {
     "start": {"time": int | float, "shards": list},
     "done": {"time": int | float, "unit": str, "worker": str, "n_ok": int, "seconds": dict},
+    "unchanged": {"unit": str, "stamp": str, "size": int},
     "failed": {"unit": str, "worker": str, "attempts": int, "reason": str},
 }
 

@@ -45,14 +45,11 @@ def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: P
         raise RequestError(
             f"--prefix {config.prefix!r}: shards are files of --out; take a name without /"
         )
-    files, others = find_images(images)
+    files, notes = find_images(images)
     summary = pack_stage.run(
         config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress
     )
-    if others:
-        summary.notes.append(
-            f"left out {len(others)} file(s) not named as images, e.g. {others[0]}"
-        )
+    summary.notes += notes
     summary.output = str(out)
     summary.next_step = f"ltrp-pipeline score --shards {out} --mae WEIGHTS --out cache"
     return summary

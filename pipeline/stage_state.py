@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.inputs import find_shards
 from pipeline.parsing import read_json_object
@@ -28,13 +28,24 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def state_of_shards(shards: Sequence[str], unit_size: int) -> list[list[Any]]:
-    """Returns name and size of every shard.
+class ShardsState(NamedTuple):
+    """The shards that a stage is given, as they are listed."""
+
+    sizes: list[list[Any]]
+    """Name and size of each: what output folders are named by"""
+    stamps: str
+    """Fingerprint of their times or ETags: equal means that none was replaced"""
+
+
+def state_of_shards(shards: Sequence[str], unit_size: int) -> ShardsState:
+    """Returns what tells shards from others.
 
     Raises:
         RequestError: there is none.
     """
-    return [[shard.name, shard.size] for shard in find_shards(shards, unit_size=unit_size)]
+    found = find_shards(shards, unit_size=unit_size)
+    stamps = fingerprint([[shard.name, shard.stamp] for shard in found])
+    return ShardsState([[shard.name, shard.size] for shard in found], stamps)
 
 
 def state_of_path(path: str) -> Any:
@@ -50,19 +61,27 @@ def state_of_path(path: str) -> Any:
     return [[str(f.relative_to(place)), stat.st_size, stat.st_mtime_ns] for f, stat in stats]
 
 
-def is_done(base: Path, folder: Path, inputs: str) -> bool:
-    """Whether the stage that writes `folder` ended well on these inputs."""
+def is_done(base: Path, folder: Path, inputs: str, stamps: str = "") -> bool:
+    """Whether the stage that writes `folder` ended well on these inputs.
+
+    Args:
+        stamps: of its shards. Where they are others than then, the stage looks at the shards: it
+            knows their content, and does nothing if that is the same.
+    """
     try:
         stamp = read_json_object(base / STAMPS / f"{folder.name}.json")
     except (OSError, ValueError):
         return False  # run again, it finds what is there
-    return bool(stamp.get("inputs") == inputs) and folder.is_dir()
+    same = stamp.get("inputs") == inputs and stamp.get("shards", stamps) == stamps
+    return bool(same) and folder.is_dir()
 
 
-def mark_done(base: Path, folder: Path, inputs: str, command: str, name: str) -> None:
+def mark_done(
+    base: Path, folder: Path, inputs: str, command: str, name: str, stamps: str = ""
+) -> None:
     """Writes the stamp, and makes `base`/NAME lead to the folder."""
     (base / STAMPS).mkdir(parents=True, exist_ok=True)
-    stamp = {"inputs": inputs, "command": without_secrets(command)}
+    stamp = {"inputs": inputs, "shards": stamps, "command": without_secrets(command)}
     replace_text(base / STAMPS / f"{folder.name}.json", json.dumps(stamp, indent=1) + "\n")
     link = base / name
     if link.is_symlink() or not link.exists():

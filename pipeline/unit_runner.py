@@ -114,7 +114,7 @@ class CacheRunner:
             cache.clear_attempts()
             log = RunLog(cache.place, cache.run_id)
             summary = Summary(stage=stage, output=cache.url)
-            pending = self._pending(cache, summary)
+            pending = self._pending(cache, summary, log)
             settings = WorkSettings(
                 cache=cache.url,
                 run_id=cache.run_id,
@@ -159,7 +159,7 @@ class CacheRunner:
         run.close(self.pool.start_up_s)
         return summary
 
-    def _pending(self, cache: Cache, summary: Summary) -> list[PendingUnit]:
+    def _pending(self, cache: Cache, summary: Summary, log: RunLog) -> list[PendingUnit]:
         shards = with_image_ext(self.shards, self.options.image_ext)
         units = [PendingUnit(shard=shard) for shard in shards]
         if self.extends is not None:
@@ -167,7 +167,7 @@ class CacheRunner:
             if left_out:
                 summary.notes.append(f"{left_out} shard(s) are not in {self.extends.url}: left out")
         done = [unit for unit in units if unit.name in cache.rows]
-        _check_unchanged(cache, done, self.progress)
+        _check_unchanged(cache, done, self.progress, log)
         summary.skipped = len(done)
         return [unit for unit in units if unit.name not in cache.rows]
 
@@ -320,10 +320,13 @@ def _of_cache(cache: Cache, units: Sequence[PendingUnit]) -> tuple[list[PendingU
     return chosen, len(units) - len(chosen)
 
 
-def _check_unchanged(cache: Cache, done: Sequence[PendingUnit], progress: Progress) -> None:
+def _check_unchanged(
+    cache: Cache, done: Sequence[PendingUnit], progress: Progress, log: RunLog
+) -> None:
     """Raises RunMismatchError if a shard is not what its unit was made from.
 
-    Its size and its stamp (modification time, ETag) tell; where they differ, its sha256.
+    Its size and its stamp (times, ETag) tell; where they differ, its sha256. What was found so is
+    logged: the next run need not read the shard again.
     """
     for unit in done:
         row = cache.rows[unit.name]
@@ -336,17 +339,20 @@ def _check_unchanged(cache: Cache, done: Sequence[PendingUnit], progress: Progre
         for unit in doubtful:
             if _sha256(unit.shard) != cache.rows[unit.name].shard_sha256:
                 raise _changed(cache, unit, "another content of the same size")
+            shard = unit.shard
+            log.write("unchanged", unit=unit.name, stamp=shard.stamp, size=shard.size)
             bar.advance(1)
 
 
 def _without_their_stamp(cache: Cache, done: Sequence[PendingUnit]) -> list[PendingUnit]:
-    """Returns those whose shard has another size or stamp than when it was last done."""
+    """Returns those whose shard has another size or stamp than when it was last read whole."""
     shards = {unit.name: unit.shard for unit in done}
     unchanged: set[str] = set()
     # Compared as the log is read, not gathered first: there may be 100,000 units.
     for event in read_log(cache.place):
         shard = shards.get(event.get("unit", ""))
-        if shard is None or event["event"] != "done" or not event.get("stamp"):
+        knows = event["event"] in ("done", "unchanged")
+        if shard is None or not knows or not event.get("stamp"):
             continue
         same = (event.get("size"), event["stamp"]) == (shard.size, shard.stamp)
         (unchanged.add if same else unchanged.discard)(event["unit"])

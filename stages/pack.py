@@ -45,6 +45,10 @@ class PackIndex(Protocol):
 
     def open(self, identity: Mapping[str, object]) -> Mapping[str, Mapping[str, str | int]]: ...
 
+    def check(self, name: str, files: Sequence[ImageFile]) -> None:
+        """Raises if a shard that is there does not hold these images as they are now."""
+        ...
+
     def add(self, name: str, stamp: Mapping[str, str | int]) -> None: ...
 
 
@@ -69,6 +73,7 @@ def run(
         for number, group in enumerate(groups):
             name = f"{config.prefix}-{number:0{width}d}.tar"
             if name in done:
+                index.check(name, group)
                 summary.skipped += 1
             else:
                 index.add(name, sink.write(name, group))

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from ltrp_core.errors import RequestError
-from pipeline.commands.options import PATH, PLACE, finish, given, unit_size_option
-from pipeline.inputs import find_shards
+from pipeline.commands.options import PATH, PLACE, finish, given, listed, unit_size_option
 from pipeline.kinds import CACHES, open_cache_of
 from pipeline.progress import open_progress
 from pipeline.shares import parse_share
@@ -99,7 +98,7 @@ def _rescore(
     """Prints what scoring again has shown; returns the number of faults."""
     from pipeline.looking.rescore import rescore
 
-    found = find_shards(shards, unit_size=unit_size)
+    found = listed(shards, unit_size=unit_size)
     result = rescore(cache, found, mae, share, seed=seed, device=device)
     for line in (*sorted(result.notes), *result.faults):
         say(printable(line))
@@ -161,7 +160,7 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
     text = describe_unit(opened, name) if key is None else describe_sample(opened, name, key)
     if key is not None and png is not None:
         patterns, unit_size = options.pop("shards"), options.pop("unit_size")
-        shards = find_shards(patterns, unit_size=unit_size) if patterns else []
+        shards = listed(patterns, unit_size=unit_size) if patterns else []
         draw_sample(opened, name, key, png, shards=shards, **options)
         text += f"\ndrew {png}"
     say(text)

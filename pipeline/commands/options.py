@@ -6,7 +6,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
+from pipeline.inputs import Shard, find_shards
 from pipeline.progress import print_summary
 from pipeline.signals import interrupt_on_signals
 from pipeline.terminal import printable, say
@@ -133,6 +134,15 @@ _shard_timeout = click.option(
     show_default=True,
     help="seconds until a Ray worker that is still at one shard is replaced",
 )
+
+
+def listed(patterns: Sequence[str], unit_size: int = 1000) -> list[Shard]:
+    """Returns the shards that `--shards` names; says what was left out there."""
+    return find_shards(
+        patterns,
+        unit_size=unit_size,
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
+    )
 
 
 def on_shards(command: Command) -> Command:

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import PLACE, config_options, cut, unit_size_option
-from pipeline.inputs import find_shards
+from pipeline.commands.options import PLACE, config_options, cut, listed, unit_size_option
 from pipeline.terminal import say
 from stages.score import ScoreConfig
 
@@ -64,7 +63,7 @@ def plan(
     """
     from pipeline.looking.plan import format_plan, make_plan
 
-    config, found = cut(options, ScoreConfig), find_shards(shards, unit_size=unit_size)
+    config, found = cut(options, ScoreConfig), listed(shards, unit_size=unit_size)
     made = make_plan(config, found, out, store=store, seconds=seconds)
     say(format_plan(made, workers=max_workers))
     return 0

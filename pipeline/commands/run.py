@@ -16,6 +16,7 @@ from pipeline.commands.options import (
     cut,
     finish,
     given,
+    listed,
     on_shards,
     open_pool_of,
     optional_shards_option,
@@ -24,7 +25,6 @@ from pipeline.commands.options import (
     shards_option,
     training_workers_option,
 )
-from pipeline.inputs import find_shards
 from pipeline.progress import open_progress
 from pipeline.signals import interrupt_on_signals
 from pipeline.terminal import printable, say
@@ -75,7 +75,7 @@ def pretrain_mae(
     config, run_options = cut(options, PretrainConfig), cut(options, TrainingRunOptions)
     summary = run_pretrain(
         config,
-        find_shards(shards),
+        listed(shards),
         out,
         open_progress(),
         run_options,
@@ -106,7 +106,7 @@ def score(shards: tuple[str, ...], out: str, append_views: int | None, **options
 
     Example: ltrp-pipeline score --shards 'train-{0000..0146}.tar' --mae mae.pth --out cache
     """
-    found = find_shards(shards, unit_size=options.pop("unit_size"))
+    found = listed(shards, unit_size=options.pop("unit_size"))
     with open_pool_of(options) as pool:
         if append_views is not None:
             return finish(
@@ -152,7 +152,7 @@ def train_ranker(
     from pipeline.training_table import format_curve
 
     config, run_options = cut(options, TrainRankerConfig), cut(options, RunOptions)
-    found = tuple(find_shards(shards)) if shards else ()
+    found = tuple(listed(shards)) if shards else ()
     curve, summary = run_train_ranker(
         config,
         TrainingInputs(cache, found, maps),
@@ -178,7 +178,7 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 
     Example: ltrp-pipeline select --shards shards --ranker ranker --keep-ratio 0.5
     """
-    found = find_shards(shards, unit_size=options.pop("unit_size"))
+    found = listed(shards, unit_size=options.pop("unit_size"))
     with open_pool_of(options) as pool:
         config, units = cut(options, SelectConfig), cut(options, UnitOptions)
         return finish(run_stage.run_select(config, found, out, pool, open_progress(), units))
@@ -221,7 +221,7 @@ def report(shards: tuple[str, ...], **options: Any) -> int:
 
     names = {field.name for field in dataclasses.fields(ReportConfig)}
     config = ReportConfig(**{name: options.pop(name) for name in names})
-    found = find_shards(shards)
+    found = listed(shards)
     return finish(run_report(config, shards=found, progress=open_progress(), **options))
 
 

@@ -18,6 +18,7 @@ from pipeline.commands import run as stage_commands
 from pipeline.commands.options import PLACE, ray_address_option
 from pipeline.run_config import RunConfig, Section, read_config
 from pipeline.stage_state import (
+    ShardsState,
     fingerprint,
     is_done,
     mark_done,
@@ -73,6 +74,8 @@ class _Step:
     folder: Path
     inputs: str
     """Fingerprint of all that its output depends on"""
+    stamps: str
+    """Of the shards that it is given itself"""
     done: bool
 
     @property
@@ -177,7 +180,7 @@ class _Run:
             step.arguments, prog_name=name, standalone_mode=False
         )
         if not status:
-            mark_done(self.config.out, step.folder, step.inputs, step.line, name)
+            mark_done(self.config.out, step.folder, step.inputs, step.line, name, step.stamps)
             step.done = True
         else:
             say(f"{self.config.where}: stage {name} failed; what is done is kept", err=True)
@@ -199,7 +202,8 @@ def _plan(config: RunConfig, section: Section, before: Mapping[str, _Step]) -> _
     options = section.resolved(outs)
     parsed = _parse(config, section, _arguments(config, section, options, "out"))
     numbers = _numbers(section, parsed)
-    listed = _shards_of(section, parsed)
+    shards = _shards_of(section, parsed)
+    listed, stamps = shards if shards is not None else (None, "")
     inputs = {source: before[source].inputs for source in section.sources}
     if section.command in _GROWS:
         # Further shards go into the folder that is there.
@@ -219,12 +223,13 @@ def _plan(config: RunConfig, section: Section, before: Mapping[str, _Step]) -> _
         _arguments(config, section, options, str(folder)),
         folder,
         depends_on,
-        is_done(config.out, folder, depends_on),
+        stamps,
+        is_done(config.out, folder, depends_on, stamps),
     )
 
 
-def _shards_of(section: Section, parsed: Mapping[str, Any]) -> list[list[Any]] | None:
-    """Returns name and size of the shards that are given; those of another stage are its own."""
+def _shards_of(section: Section, parsed: Mapping[str, Any]) -> ShardsState | None:
+    """Returns the state of the shards that are given; those of another stage are its own."""
     given = section.options.get("shards")
     if not given or "$" in str(given):
         return None
