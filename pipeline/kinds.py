@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import read_regular
 from pipeline.store.cache import Cache, open_cache
 from pipeline.store.places import is_url
 
@@ -33,7 +34,7 @@ def kind_of(path: str | Path) -> str | None:
     """Returns the command that made a local folder; None if that is not known."""
     folder = Path(path)
     try:
-        document = json.loads((folder / "run.json").read_bytes())
+        document = json.loads(read_regular(folder / "run.json"))
         return str(document["identity"]["stage"])
     except (OSError, ValueError, KeyError, TypeError):
         pass

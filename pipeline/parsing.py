@@ -16,6 +16,7 @@ import yaml
 
 from ltrp_core.errors import DamagedFileError, RequestError
 from ltrp_core.parsing import parse_json, parse_json_object
+from ltrp_core.regular_files import open_regular, read_regular
 
 __all__ = [
     "open_parquet",
@@ -47,7 +48,7 @@ def read_json(path: Path) -> Any:
         DamagedFileError: it is none: see `parse_json`.
         OSError: it cannot be read.
     """
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_regular(path), str(path))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError, OSError: as `read_json`, or it holds something else.
     """
-    return parse_json_object(path.read_bytes(), str(path))
+    return parse_json_object(read_regular(path), str(path))
 
 
 def open_parquet(source: Path | bytes, where: str) -> pq.ParquetFile:
@@ -69,7 +70,9 @@ def open_parquet(source: Path | bytes, where: str) -> pq.ParquetFile:
     try:
         # Not `pq.read_table`: that takes folders for data sets, and `a=1/` in a path for a column.
         return pq.ParquetFile(
-            pa.BufferReader(source) if isinstance(source, bytes) else source,
+            pa.BufferReader(source)
+            if isinstance(source, bytes)
+            else pa.PythonFile(open_regular(source)),
             page_checksum_verification=True,
         )
     except _NOT_DAMAGE:

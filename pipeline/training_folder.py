@@ -9,6 +9,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from ltrp_core.weight_checks import listed, not_finite
 from pipeline.parsing import parse_json_object, read_json_object
 from pipeline.store.places import LocalPlace
 from pipeline.store.receipts import file_sha256, replace_text
-from pipeline.store.run_file import claim_folder, read_run, run_id
+from pipeline.store.run_file import begun_run, claim_folder, read_run, run_id
 from pipeline.training_loggers import LogTo, open_logger
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ class DiskTrainingFolder:
         self._on_note = on_note
         self._written = time.monotonic()
         self._number = 0
-        self._run_id = ""
         self._writer: SummaryWriter | None = None
         self._logger = open_logger(log_to, self.path)
         self._logs = False
@@ -70,7 +70,14 @@ class DiskTrainingFolder:
         Raises:
             RunMismatchError: it holds another run; the message names every difference.
         """
-        self._run_id = run_id(claim_folder(self.path, self.stage, identity))
+        claim_folder(self.path, self.stage, identity)
+        self.__dict__.pop("_run_id", None)
+
+    @cached_property
+    def _run_id(self) -> str:
+        """Of the run whose folder this is: those that train are not those that opened it."""
+        begun = begun_run(LocalPlace(self.path))
+        return run_id(begun) if begun else ""
 
     def resume(self) -> Mapping[str, Any] | None:
         """Returns the state of the last checkpoint that is whole, or None at the start.

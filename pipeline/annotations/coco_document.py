@@ -9,6 +9,7 @@ from typing import Any
 
 from ltrp_core.errors import RequestError
 from ltrp_core.parsing import parse_json
+from ltrp_core.regular_files import read_regular
 
 _PARTS = ("images", "annotations", "categories")
 
@@ -62,7 +63,7 @@ def damaged(path: Path, annotation: dict[str, Any], what: str) -> RequestError:
 
 def _read_parts(path: Path) -> dict[str, list[Any]]:
     try:
-        document = parse_json(path.read_bytes(), path.name)
+        document = parse_json(read_regular(path), path.name)
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} is no readable JSON: {error}") from error
     missing = set(_PARTS) - (set(document) if isinstance(document, dict) else set())
