@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
+from xdist.scheduler import LoadScopeScheduling
 
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder
 
@@ -38,23 +39,46 @@ _CLUSTERS = {
 """Clusters as `ray start` makes them listen at ports that are written down: one after the other."""
 _APART = {"test_command_line.py", "test_demo.py", "test_train_ranker_command.py"}
 """Long tests that share nothing: each may run in another process than its neighbors."""
+_LONG = {"test_training.py", "test_killed.py", "test_wrong_input.py", "test_any_damage.py"}
+
+
+def _scope(nodeid):
+    path = nodeid.partition("::")[0]
+    file = path.rpartition("/")[2]
+    if file in _CLUSTERS:
+        return "clusters"
+    return nodeid if file in _APART else path
 
 
 def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no process waits for another at the end."""
+
+    def place(item):
+        file = item.path.name
+        return (
+            file not in _CLUSTERS,
+            file not in _APART,
+            "ray" not in item.keywords,
+            file not in _LONG,
+        )
+
+    items.sort(key=place)
+
+
+class _ByFile(LoadScopeScheduling):
     """Keeps a file's tests in one process, where its fixtures are made once.
 
-    Processes hand their groups on only after all of them: what takes longest comes first.
+    Not by `xdist_group`: pytest 9.2 no longer reads where pytest-xdist 3.8 writes the group.
     """
 
-    def group(item):
-        file = item.path.name
-        if file in _CLUSTERS:
-            return "clusters"
-        return item.nodeid if file in _APART else file
+    def _split_scope(self, nodeid):
+        return _scope(nodeid)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: (item.path.name not in _CLUSTERS, "ray" not in item.keywords))
+
+def pytest_xdist_make_scheduler(config, log):
+    """Hands files out in the order of the tests, not by their number of tests."""
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
 
 
 SMALL_MAE = MAEConfig(
