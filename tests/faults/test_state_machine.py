@@ -51,7 +51,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.run_to_the_end()
 
     @precondition(lambda self: len(list(self.shards.iterdir())) < 6)
-    @rule(images=st.integers(0, 3))
+    @rule(images=st.integers(1, 3))
     def add_shard(self, images):
         number = len(list(self.shards.iterdir()))
         members = [(f"{number}_{i}.jpg", self.image) for i in range(images)]

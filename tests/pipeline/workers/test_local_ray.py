@@ -255,7 +255,16 @@ def test_a_signal_while_ray_starts_ends_the_run_and_leaves_nothing(number, log, 
         tar.add(tmp_path / "0.png", "0.png")
     ray = Path("/tmp") / f"t{os.getpid()}{number.value}{log[0]}"
     ray.mkdir()
-    what = ["--shards", tmp_path, "--mae", "mae_tiny", "--out", tmp_path / "out", "--workers", "1"]
+    what = [
+        "--shards",
+        tmp_path / "one.tar",
+        "--mae",
+        "mae_tiny",
+        "--out",
+        tmp_path / "out",
+        "--workers",
+        "1",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "score", *map(str, what)],
         env=environment() | {"RAY_TMPDIR": str(ray)},
