@@ -18,6 +18,7 @@ from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import SampleStream
 from pipeline.inputs.shards import DamagedShardError
 from pipeline.store.cache import Cache
+from pipeline.store.manifest import check_same_members
 from pipeline.store.units import unit_name
 from stages.protocols import Arrays, Sample
 from stages.records import recorded_view
@@ -44,7 +45,10 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
     known = cache.rows[unit]
     on_damage: OnDamage = "strict" if known.damage is None else "salvage"
     with SampleStream(shard, on_damage=on_damage, prepare=render, threads=0) as stream:
-        missing = set(rows).difference(stream)
+        found = list(stream)
+    missing = set(rows).difference(found)
+    if not missing:
+        check_same_members(known, len(found) + len(stream.bad))
     if missing or stream.identity["sha256"] != known.shard_sha256:
         raise changed_shard(unit, shard, _sizes(cache, unit))
     return pixels

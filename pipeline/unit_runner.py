@@ -314,8 +314,7 @@ def _of_cache(cache: Cache, units: Sequence[PendingUnit]) -> tuple[list[PendingU
             f"{cache.url} was made from; views are appended to all of its units"
         )
     chosen = [
-        PendingUnit(shard=by_name[name].shard, sha256=row.shard_sha256)
-        for name, row in cache.rows.items()
+        PendingUnit(shard=by_name[name].shard, before=row) for name, row in cache.rows.items()
     ]
     return chosen, len(units) - len(chosen)
 

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.faults import fault_point
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.samples import SampleStream
-from pipeline.store.manifest import UnitRow
+from pipeline.store.manifest import UnitRow, check_same_members
 from pipeline.store.places import LocalPlace, ObjectPlace, open_place
 from pipeline.store.record_checks import RowDigests, check_records
 from pipeline.store.record_forms import FORMS
@@ -54,8 +54,8 @@ class PendingUnit:
     """What a worker is sent."""
 
     shard: Shard
-    sha256: str | None = None
-    """Of the shard as it was scored before; another content is refused."""
+    before: UnitRow | None = None
+    """The unit that views are appended to: of another content, its shard is refused."""
 
     @property
     def name(self) -> str:
@@ -108,10 +108,13 @@ class UnitWork:
                     writer.append(rows)
                     clock["write"] += time.monotonic() - start
                 start = time.monotonic()
-            if unit.sha256 is not None and stream.identity["sha256"] != unit.sha256:
+            if unit.before is None:
+                if n_ok == 0:
+                    check_any_good(unit.shard, stream.bad)
+            elif stream.identity["sha256"] != unit.before.shard_sha256:
                 raise ChangedShardError(f"{unit.shard.path} changed since it was scored first")
-            if n_ok == 0 and unit.sha256 is None:
-                check_any_good(unit.shard, stream.bad)
+            else:
+                check_same_members(unit.before, n_ok + len(stream.bad))
             fault_point("after_attempt_write", unit.name)
             check_records(records, self.settings.fields, digests)
             write_errors(staged, stream.bad)

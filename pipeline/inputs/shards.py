@@ -158,9 +158,8 @@ class TarReader:
         taken: dict[str, str] = {}
         without: dict[str, Entry] = {}
         waiting: Member | None = None
-        count = 0
-        for entry in walk(source):
-            count += 1
+        damage: list[TarDamage] = []
+        for entry in _until_damage(source, damage):
             if entry.is_folder or is_of_the_system(entry.name):
                 continue
             key = sample_key(entry.name)
@@ -172,11 +171,13 @@ class TarReader:
                 if key not in taken:
                     without.setdefault(key, entry)
                 continue
+            rank = self.choice.rank(entry.name)
             if problem is None and key in taken:
-                if self.choice.rank(entry.name) > self.choice.rank(taken[key]):
+                before = self.choice.rank(taken[key])
+                if rank > before:
                     self.choice.took(taken[key], entry.name)
                     continue
-                if waiting is None or self.choice.rank(entry.name) == self.choice.rank(taken[key]):
+                if waiting is None or rank == before:
                     self._duplicate(key, entry)
                     continue
                 self.choice.took(entry.name, waiting.name)
@@ -188,15 +189,15 @@ class TarReader:
                 problem = bad_content(entry)
             if problem is not None:
                 self.left_out.append(problem)
-            elif self.choice.rank(entry.name):
+            elif rank:
                 # A better one may follow: members of a sample lie beside each other.
                 waiting = Member(key, entry.name, entry.offset, entry.read())
             else:
                 yield Member(key, entry.name, entry.offset, entry.read())
         if waiting is not None:
-            yield waiting
-        if count == 0:
-            raise TarDamage("holds no member")
+            yield waiting  # it is whole, also where damage follows
+        if damage:
+            raise damage[0]
         self.left_out += [no_image(key, entry) for key, entry in without.items()]
 
     def _duplicate(self, key: str, entry: Entry) -> None:
@@ -323,6 +324,19 @@ class FolderReader:
 
     def _leave_out(self, key: str, reason: str, message: str) -> None:
         self.left_out.append(BadSample(escaped(key), 0, reason, message))
+
+
+def _until_damage(source: ForwardReader, damage: list[TarDamage]) -> Iterator[Entry]:
+    """Yields the members of a tar; damage ends them and is added to `damage`."""
+    is_empty = True
+    try:
+        for entry in walk(source):
+            is_empty = False
+            yield entry
+        if is_empty:
+            raise TarDamage("holds no member")
+    except TarDamage as error:
+        damage.append(error)
 
 
 def starts_as_tar(shard: TarShard) -> bool:

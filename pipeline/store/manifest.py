@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltrp_core.errors import DamagedFileError
+from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.parsing import parse_parquet
 from pipeline.store.places import LocalPlace, ObjectPlace
 from pipeline.store.receipts import Receipt
@@ -115,4 +115,23 @@ def _batches(rows: Iterable[UnitRow]) -> Iterator[pa.RecordBatch]:
                 for field in SCHEMA
             ],
             schema=SCHEMA,
+        )
+
+
+def check_same_members(known: UnitRow, number: int) -> None:
+    """Checks that a shard is read by the rule that its unit was scored by.
+
+    Args:
+        number: of the images and of the rows of what is left out, as the shard is read now. With
+            `salvage` earlier versions took whichever image of a sample came first, and had a row
+            for each other one.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if number != known.n_in:
+        raise RequestError(
+            f"unit {known.unit} was scored by a version that chose the images of {known.shard} "
+            f"otherwise ({known.n_in} images and rows then, {number} now): its scores may be of "
+            "other members; score the shard again, into another --out"
         )

@@ -16,7 +16,7 @@ from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.images import ImageError, decode_image
 from pipeline.inputs.shards import Member, TarShard
 from pipeline.replay import changed_shard
-from pipeline.store.manifest import UnitRow
+from pipeline.store.manifest import UnitRow, check_same_members
 from pipeline.training_data.extents import Extents
 from stages.protocols import Sample
 
@@ -47,8 +47,12 @@ def image_places(
     first = min(rows.values(), default=0)
     reader = shard.open(_policy(known))
 
+    number = 0
+
     def scored() -> Iterator[Member]:
+        nonlocal number
         for member in reader:
+            number += 1
             if member.key not in rows:
                 continue
             yield member
@@ -62,6 +66,7 @@ def image_places(
     if rows.keys() != places.keys() or reader.identity["sha256"] != known.shard_sha256:
         then = [(height, width) for height, width in sizes.tolist()]
         raise changed_shard(known.unit, shard, dict(zip(ordered, then, strict=True)))
+    check_same_members(known, number + len(reader.left_out))
     table = np.array([places[key] for key in ordered], dtype=np.int64).reshape(-1, 2)
     assert [rows[key] for key in ordered] == list(range(first, first + len(ordered)))
     return Extents([path], np.zeros(len(table), np.int32), table[:, 0], table[:, 1])

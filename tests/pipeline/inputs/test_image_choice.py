@@ -5,9 +5,10 @@ import pytest
 from command_line import one_line_error, run
 
 from ltrp_core.errors import RequestError
-from pipeline.inputs.image_choice import checked_image_ext
+from pipeline.inputs.image_choice import ImageChoice, checked_image_ext
 from pipeline.inputs.shards import DamagedShardError, TarShard
 from pipeline.store import open_cache
+from pipeline.store.units import unit_name
 
 
 def shard(make_tar, tmp_path, *names, image_ext=""):
@@ -96,3 +97,39 @@ def test_what_was_chosen_is_said_once_and_an_option_left_out_is_no_part_of_the_r
     cache = open_cache(tmp_path / "cache")
     assert "image_ext" not in cache.identity
     assert pq.read_table(tmp_path / "cache" / "manifest.parquet")["n_bad"].to_pylist() == [0]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "left.jpg", "jfif"])
+def test_what_is_whole_before_the_damage_is_kept_whatever_its_ending(make_tar, tmp_path, ending):
+    one = shard(make_tar, tmp_path, *(f"{number}.{ending}" for number in range(3)))
+    content = bytearray((tmp_path / "s.tar").read_bytes())
+    content[2 * 1024 + 100] ^= 1  # in the header of the third
+    (tmp_path / "s.tar").write_bytes(content)
+    found, _, reader = taken(one, "salvage")
+    assert found == [f"0.{ending}", f"1.{ending}"]
+    assert reader.damage
+
+
+def test_a_cache_that_was_salvaged_by_another_rule_is_refused(
+    make_tar, photographs, small_mae, tmp_path, monkeypatch
+):
+    """Earlier versions took what came first: depth maps, whose scores are not the photographs'."""
+    first, second = list(photographs.values())[:2]
+    tar = tmp_path / "s.tar"
+    make_tar(tar, [(f"{k}.{name}jpg", c) for k in range(3) for name, c in
+                   (("depth.", first), ("", second))])  # fmt: skip
+    score = ("score", "--shards", tar, "--mae", small_mae, "--on-damage", "salvage",
+             "--max-bad", "100%", "--out", tmp_path / "cache")  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageChoice, "rank", lambda self, name: 0)
+        run(*score)
+    assert open_cache(tmp_path / "cache").rows[unit_name("s.tar")].n_bad == 3
+    message = one_line_error(
+        "train-ranker", "--cache", tmp_path / "cache", "--shards", tar, "--ranker", "vit_tiny",
+        "--epochs", 1, "--out", tmp_path / "ranker", "--holdout", 0,
+    )  # fmt: skip
+    assert "chose the images of s.tar otherwise (6 images and rows then, 3 now)" in message
+    _, err = run(*score, "--append-views", 1, expect=1)
+    assert "chose the images of s.tar otherwise" in err
+    shown = ("inspect", tmp_path / "cache", "s.tar", "--key", "0", "--shards", tar)
+    assert "otherwise" in one_line_error(*shown, "--png", tmp_path / "x.png")
