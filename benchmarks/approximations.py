@@ -24,8 +24,7 @@ from ceilings import has_bf16
 from torch import Tensor
 
 from ltrp_core import scoring
-from ltrp_core.checkpoints import load_mae
-from ltrp_core.mae import MaskedAutoencoder, create_mae
+from ltrp_core.mae import MaskedAutoencoder, create_mae, load_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.ranking_metrics import kendall_tau_b
 from ltrp_core.scoring import leave_one_out_scores

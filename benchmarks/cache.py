@@ -27,10 +27,10 @@ import torch
 import zarr
 from skimage import data
 
-from ltrp_core.checkpoints import save_mae
-from ltrp_core.mae import create_mae
-from pipeline.store import Cache, open_cache, zarr_records
-from pipeline.store.record_forms import FORMS, Form
+from ltrp_core.mae import create_mae, save_mae
+from pipeline.store import Cache, open_cache
+from pipeline.store.records import zarr_records
+from pipeline.store.records.forms import FORMS, Form
 from pipeline.store.units import seal
 from stages.protocols import ArrayField, Arrays, Sample
 from stages.score import ScoreConfig, UnitScorer

@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ltrp_core.checkpoints import save_mae
-from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
+from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae, save_mae
 from pipeline.demo.photographs import demo_photographs
 
 PROGRAM = [sys.executable, "-m", "pipeline.cli", "score"]
@@ -158,7 +157,7 @@ def peak_memory(scratch: Path, images: int) -> None:
     mae = weights(scratch, "trivial")
     code = (
         "import resource, sys; from pipeline.cli import main\n"
-        "from ltrp_core.checkpoints import load_mae; load_mae(sys.argv[5])\n"
+        "from ltrp_core.mae.checkpoints import load_mae; load_mae(sys.argv[5])\n"
         "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: main()\n"
         "except SystemExit: pass\n"

@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from cache_runs import photographs, write_tar
 
-from ltrp_core.checkpoints import save_mae
-from ltrp_core.mae import create_mae
+from ltrp_core.mae import create_mae, save_mae
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.views import normalize
+from pipeline.console.progress import open_progress
 from pipeline.inputs import find_shards
 from pipeline.inputs.samples import read_samples
-from pipeline.progress import open_progress
-from pipeline.run_log import read_log
-from pipeline.run_stage import run_score
 from pipeline.store import open_cache
+from pipeline.store.run_log import read_log
+from pipeline.units.run import run_score
 from pipeline.workers import InProcessPool
 from stages.score import ScoreConfig, UnitScorer
 

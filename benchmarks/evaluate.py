@@ -25,7 +25,7 @@ import torch
 
 from ltrp_core.selection import num_kept
 from pipeline.store.cache import create_cache
-from pipeline.store.record_forms import FORMS
+from pipeline.store.records.forms import FORMS
 from pipeline.store.units import publish, seal, unit_name
 from stages.select_patches import SelectConfig, selection_fields
 

@@ -37,11 +37,11 @@ from cache_runs import photographs, write_tar
 from ltrp_core.mae import MaskedAutoencoder, mae_config
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.scoring_cost import scoring_operations
+from pipeline.console.progress import open_progress
 from pipeline.inputs import find_shards
-from pipeline.progress import open_progress
 from pipeline.store.manifest import UnitRow
 from pipeline.store.receipts import FileStamp, Receipt
-from pipeline.unit_runner import CacheRunner
+from pipeline.units.runner import CacheRunner
 from pipeline.workers import Outcome
 from stages.protocols import ArrayField
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ltrp_core import linear
-from ltrp_core.checkpoints import load_mae
+from ltrp_core.mae import load_mae
 from ltrp_core.scoring import leave_one_out_scores
 
 Rounding = Callable[[Tensor], Tensor]

@@ -31,29 +31,28 @@ from PIL import Image
 from skimage import data
 from torch import Tensor, nn
 
-from ltrp_core.checkpoints import save_mae
 from ltrp_core.linear import use_fast_linears
 from ltrp_core.losses import listmle
-from ltrp_core.mae import create_mae
+from ltrp_core.mae import create_mae, save_mae
 from ltrp_core.rankers import create_ranker
 from ltrp_core.scoring import default_chunk, leave_one_out_scores
 from ltrp_core.views import normalize, render_view
+from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import Shard, find_shards
 from pipeline.inputs.images import decode_image
-from pipeline.progress import JsonLineProgress
 from pipeline.store import open_cache
 from pipeline.training_data import StagedRecords, stage_records
-from pipeline.unit_runner import CacheRunner, UnitOptions
+from pipeline.units.runner import CacheRunner, UnitOptions
 from pipeline.workers import InProcessPool
 from stages import score as score_stage
-from stages.loading import Loader
-from stages.ranking_batches import RankingSteps
-from stages.ranks import Ranks
-from stages.record_order import RecordOrder
 from stages.records import recorded_view
 from stages.score import ScoreConfig, UnitScorer
 from stages.train_ranker import RankerStep
-from stages.training import StepBatch
+from stages.training.ddp import Ranks
+from stages.training.loading import Loader
+from stages.training.loop import StepBatch
+from stages.training.order import RecordOrder
+from stages.training.ranking_batches import RankingSteps
 
 QUIET = JsonLineProgress(every_s=1e9)
 

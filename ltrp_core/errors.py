@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -27,3 +28,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> RequestError:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
     return RequestError(f"unknown {kind} {name!r}; {hint}")
+
+
+def first_line(error: Exception) -> str:
+    """Returns what `error` says in one sentence, without torch's advice to trust the file."""
+    text = str(error)
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    line = found[1] if found else (text.strip().splitlines() or [""])[0]
+    sentence = line.split(". ")[0][:200]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

@@ -16,7 +16,7 @@ from ltrp_core.errors import RequestError
 from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.patches import model_images, patchify
 from ltrp_core.precision import float32_kept
-from ltrp_core.ranker_models import Ranker
+from ltrp_core.rankers import Ranker
 from ltrp_core.selection import num_kept, select_patches
 
 _AT_ONCE = {"cpu": 1}
@@ -66,7 +66,7 @@ class LTRPSelector(nn.Module):
         Raises:
             RequestError: another shape, or k is not from 1 to L.
 
-        >>> from ltrp_core.rankers import create_ranker
+        >>> from ltrp_core.rankers.folder import create_ranker
         >>> selector = LTRPSelector(create_ranker("vit_tiny", grid=2, patch_size=4))
         >>> selector(torch.zeros(1, 3, 8, 8), 0.5).shape
         torch.Size([1, 2])

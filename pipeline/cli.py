@@ -14,10 +14,10 @@ import click
 
 from ltrp_core.errors import RequestError
 from pipeline import __version__
-from pipeline.address_space import lack_of_address_space
+from pipeline.console.address_space import lack_of_address_space
+from pipeline.console.signals import interrupt_on_signals
+from pipeline.console.terminal import guard_messages, printable, say, say_traceback
 from pipeline.remote import RemoteError, is_remote, remote_error
-from pipeline.signals import interrupt_on_signals
-from pipeline.terminal import guard_messages, printable, say, say_traceback
 
 COMMANDS = {
     "demo": ("pipeline.commands.run:demo", "Score, select, evaluate and draw a few photographs."),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ltrp_core.errors import RequestError
 from ltrp_core.regular_files import read_regular
+from pipeline.console.terminal import printable
 from pipeline.inputs.folders import (
     LeftOut,
     entry_is_folder,
@@ -26,7 +27,6 @@ from pipeline.parsing import read_json_object
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.receipts import file_sha256, replace_text
 from pipeline.store.run_file import claim_folder
-from pipeline.terminal import printable
 from stages.pack import ImageFile
 
 

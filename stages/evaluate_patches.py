@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltrp_core.baselines.references import center_scores, oracle_scores, random_scores
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.patch_metrics import (
     PatchAgreement,
@@ -23,8 +22,10 @@ from ltrp_core.patch_metrics import (
 )
 from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
-from stages.annotation_join import UsedOnce, examples, unmatched
-from stages.evaluation_rows import (
+from ltrp_core.selectors.references import center_scores, oracle_scores, random_scores
+from stages.evaluation.annotation_join import UsedOnce, examples, unmatched
+from stages.evaluation.foreground_counts import counted, unit_counts
+from stages.evaluation.rows import (
     CENTER,
     COMPARED,
     IMAGE_COLUMNS,
@@ -43,7 +44,6 @@ from stages.evaluation_rows import (
     difference_rows,
     source_rows,
 )
-from stages.foreground_counts import counted, unit_counts
 from stages.options import check_ranges, option
 from stages.protocols import (
     CATEGORIES,

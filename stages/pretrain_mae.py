@@ -15,15 +15,15 @@ from ltrp_core.mae import MaskedAutoencoder, create_mae
 from ltrp_core.partitions import num_visible
 from ltrp_core.views import normalize
 from stages.devices import resolve_device
-from stages.held_out_images import HeldOutImages
-from stages.hold_out import split_by_hash
-from stages.loading import Loader
 from stages.options import option
-from stages.pretraining_batches import MaskedViews, PretrainingSteps
 from stages.protocols import Images, Progress, Summary, TrainingFolder
-from stages.ranks import Ranks
-from stages.record_order import RecordOrder
-from stages.training import Task, TrainingConfig, fit
+from stages.training.ddp import Ranks
+from stages.training.held_out_images import HeldOutImages
+from stages.training.hold_out import split_by_hash
+from stages.training.loading import Loader
+from stages.training.loop import Task, TrainingConfig, fit
+from stages.training.masked_views import MaskedViews, PretrainingSteps
+from stages.training.order import RecordOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltrp_core.attention_distance import attention_distances
-from ltrp_core.baselines.references import random_scores
 from ltrp_core.distances import IMAGENET_STD
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder
@@ -20,8 +19,9 @@ from ltrp_core.partitions import sample_visible
 from ltrp_core.rankers import Ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.selection import num_homogeneous, top_patches
+from ltrp_core.selectors.references import random_scores
 from ltrp_core.views import denormalize, normalize, render_mask, render_view
-from stages.annotation_join import UsedOnce
+from stages.evaluation.annotation_join import UsedOnce
 from stages.options import check_ranges, option
 from stages.protocols import Annotations, Arrays, CacheReader, Foreground, Sample
 from stages.records import kept_name, recorded_view

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltrp_core.checkpoints import load_mae
-from ltrp_core.mae import MaskedAutoencoder
+from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
 from ltrp_core.patches import patchify
 from ltrp_core.precision import Precision, check_precision, fastest_faithful, needs_gpu

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltrp_core.baselines.references import patch_variance
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.patches import patchify
 from ltrp_core.selection import num_kept, select_patches_at
+from ltrp_core.selectors.references import patch_variance
 from ltrp_core.views import Crop, normalize, render_view
 from stages.devices import resolve_device
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import kept_name, stack_rows, view_row
-from stages.score_sources import (
+from stages.selectors import (
     BASELINES,
     BaselineSource,
     KnownMap,

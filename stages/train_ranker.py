@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
-from ltrp_core.losses import loss_by_name
+from ltrp_core.losses import LOSSES, loss_by_name
 from ltrp_core.patches import unpatchify
-from ltrp_core.ranker_init import InitReport, initialize_ranker
-from ltrp_core.rankers import Ranker, create_ranker
+from ltrp_core.rankers import InitReport, Ranker, create_ranker, initialize_ranker
 from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
-from stages.hold_out import HoldOut, Split, split_samples
-from stages.loading import Loader
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
-from stages.ranking_batches import RankingBatch, RankingSteps
-from stages.ranks import Ranks
-from stages.record_order import RecordOrder
-from stages.training import Task, Trained, TrainingConfig, fit
+from stages.training.ddp import Ranks
+from stages.training.hold_out import HoldOut, Split, split_samples
+from stages.training.loading import Loader
+from stages.training.loop import Task, Trained, TrainingConfig, fit
+from stages.training.order import RecordOrder
+from stages.training.ranking_batches import RankingBatch, RankingSteps
 from stages.weights import check_same_weights
 
 
@@ -47,16 +46,12 @@ class TrainRankerConfig(TrainingConfig):
     init_from: str = option(
         "", help="start from an earlier ranker: its --out folder, ranker_tiny or hf-hub:ID"
     )
-    loss: Literal[
-        "listmle",
-        "listnet",
-        "ranknet",
-        "regression",
-        "approx_ndcg",
-        "lambda_loss",
-        "plateau_listmle",
-    ] = option("listmle", help="ranking loss (Tab. 1f; the last three are not the paper's)")
-    loss_top: int = option(0, low=0, help="places that listmle and lambda_loss look at; 0 = all")
+    loss: str = option(
+        "listmle", names=LOSSES, help="ranking loss (Tab. 1f; the last three are not the paper's)"
+    )
+    loss_top: int = option(
+        0, low=0, help="first places that count, where the loss has them; 0 = all"
+    )
     weight_decay: float = option(0.06, low=0.0, help="the optimizer's; none on biases and norms")
     records_per_image: int = option(
         1,
@@ -282,16 +277,16 @@ def _steps(
 def _loss(
     config: TrainRankerConfig, device: torch.device
 ) -> Callable[[nn.Module, RankingBatch], Tensor]:
-    compute = loss_by_name(config.loss)
+    spec = loss_by_name(config.loss)
     extra: dict[str, Any] = {"reduction": "none"}
     if config.loss_top:
-        if config.loss not in ("listmle", "lambda_loss"):
+        if not spec.takes_top:
             raise RequestError(f"--loss-top says nothing to --loss {config.loss}; leave it out")
         extra["top"] = config.loss_top
 
     def loss(model: nn.Module, batch: RankingBatch) -> Tensor:
         patches, visible, score = (values.to(device, non_blocking=True) for values in batch[:3])
-        total = compute(model(patches, visible), score, **extra).sum()
+        total = spec(model(patches, visible), score, **extra).sum()
         return total if batch.counts else total * 0
 
     return loss

@@ -6,7 +6,8 @@ import hashlib
 import socket
 
 from ltrp_core.errors import CheckpointError
-from ltrp_core.rankers import WEIGHTS, locate_ranker
+from ltrp_core.rankers import locate_ranker
+from ltrp_core.rankers.folder import WEIGHTS
 from ltrp_core.regular_files import open_regular
 
 

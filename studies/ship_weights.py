@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 import torch
 
-from ltrp_core.checkpoints import load_mae, save_mae
+from ltrp_core.mae import load_mae, save_mae
 from ltrp_core.rankers import load_ranker, read_config, save_ranker
 from ltrp_core.shipped_weights import SHIPPED_MAE, SHIPPED_RANKER, WEIGHTS_FOLDER
-from pipeline.mae_training import MAE_FILE
+from pipeline.training.mae import MAE_FILE
 
 LOGS = Path(__file__).resolve().parent.parent / "docs" / "weights"
 SUMS = WEIGHTS_FOLDER / "SHA256SUMS"

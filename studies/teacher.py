@@ -29,8 +29,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
-from ltrp_core.checkpoints import load_mae
-from ltrp_core.mae import MaskedAutoencoder
+from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.partitions import num_visible, sample_visible
 from ltrp_core.patch_metrics import bootstrap_interval
 from ltrp_core.patches import patchify

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import CheckpointError
-from ltrp_core.mae import MAEConfig, MaskedAutoencoder
+from ltrp_core.mae import MAEConfig, MaskedAutoencoder, load_mae
 
 SMALL = MAEConfig(
     width=64, depth=2, heads=1, decoder_width=32, decoder_depth=2, decoder_heads=1, grid=4

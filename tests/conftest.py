@@ -155,7 +155,7 @@ def shards(photographs, tmp_path):
 @pytest.fixture(scope="session")
 def small_mae(tmp_path_factory):
     """The weights file of a 48 px masked autoencoder, random."""
-    from ltrp_core.checkpoints import save_mae
+    from ltrp_core.mae import save_mae
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("mae") / "small.safetensors"

@@ -8,9 +8,9 @@ from scored_caches import QUIET, scored, write_tars
 
 from ltrp_core.rankers import create_ranker, save_ranker
 from pipeline.inputs import Shard
-from pipeline.run_stage import run_select
 from pipeline.store.receipts import replace_text
 from pipeline.store.run_file import claim_folder
+from pipeline.units.run import run_select
 from pipeline.workers import InProcessPool
 from stages.select_patches import SelectConfig
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from conftest import write_tar
 
+from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
-from pipeline.progress import JsonLineProgress
-from pipeline.run_stage import run_append_views, run_score
 from pipeline.store import open_cache
 from pipeline.training_data import StagedRecords, stage_records
-from pipeline.unit_runner import UnitOptions
+from pipeline.units.run import run_append_views, run_score
+from pipeline.units.runner import UnitOptions
 from pipeline.workers import InProcessPool
 from stages.score import ScoreConfig
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from command_line import one_line_error, run
 
-from pipeline.run_config import read_config, recipes
+from pipeline.runs.config import read_config, recipes
 from pipeline.store import open_cache
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from command_line import one_line_error, run
 from PIL import Image
 
+from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
-from pipeline.progress import JsonLineProgress
-from pipeline.run_log import read_log
-from pipeline.run_stage import run_score
 from pipeline.store import open_cache
-from pipeline.store.places import LocalPlace
+from pipeline.store.run_log import read_log
+from pipeline.store.storage import LocalPlace
+from pipeline.units.run import run_score
 from pipeline.workers import InProcessPool
 from stages.score import ScoreConfig
 
@@ -111,8 +111,7 @@ def test_views_are_appended_by_the_options_of_the_cache_alone(
     import torch
     from conftest import SMALL_MAE
 
-    from ltrp_core.checkpoints import save_mae
-    from ltrp_core.mae import MaskedAutoencoder
+    from ltrp_core.mae import MaskedAutoencoder, save_mae
 
     torch.manual_seed(1)
     save_mae(MaskedAutoencoder(SMALL_MAE), weights)

@@ -9,13 +9,13 @@ import click
 
 from ltrp_core.errors import RequestError
 from pipeline.commands.options import PATH, PLACE, finish, given, listed, unit_size_option
-from pipeline.kinds import CACHES, open_cache_of
-from pipeline.progress import open_progress
-from pipeline.shares import parse_share
+from pipeline.console.progress import open_progress
+from pipeline.console.terminal import printable, say
 from pipeline.store.cache import Cache
+from pipeline.store.kinds import CACHES, open_cache_of
 from pipeline.store.lock import place_lock
 from pipeline.store.units import quarantine
-from pipeline.terminal import printable, say
+from pipeline.units.shares import parse_share
 
 _some_shards = click.option(
     "--shards",
@@ -37,7 +37,7 @@ def status(cache: str, each: bool, as_json: bool) -> int:
 
     Example: ltrp-pipeline status cache
     """
-    from pipeline.looking.status import format_status, read_status, to_json
+    from pipeline.inspection.status import format_status, read_status, to_json
 
     found = read_status(open_cache_of("CACHE", cache, *CACHES))
     say(to_json(found) if as_json else format_status(found, shards=each))
@@ -96,7 +96,7 @@ def _rescore(
     seed: int,
 ) -> int:
     """Prints what scoring again has shown; returns the number of faults."""
-    from pipeline.looking.rescore import rescore
+    from pipeline.inspection.rescore import rescore
 
     found = listed(shards, unit_size=unit_size)
     result = rescore(cache, found, mae, share, seed=seed, device=device)
@@ -146,7 +146,12 @@ def inspect(cache: str, unit: str | None, key: str | None, png: Path | None, **o
 
     Example: ltrp-pipeline inspect cache train-0001 --key n01440764_10026 --png patch.png
     """
-    from pipeline.looking.inspect_unit import describe_sample, describe_unit, draw_sample, find_unit
+    from pipeline.inspection.inspect_unit import (
+        describe_sample,
+        describe_unit,
+        draw_sample,
+        find_unit,
+    )
 
     opened = open_cache_of("CACHE", cache, *CACHES)
     _check_inspected(unit, key, png)

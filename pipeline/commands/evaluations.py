@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from pipeline import run_stage
 from pipeline.annotations import FORMATS
 from pipeline.commands.options import PATH, PLACE, config_options, finish, out_option
-from pipeline.progress import open_progress
-from pipeline.terminal import say
+from pipeline.console.progress import open_progress
+from pipeline.console.terminal import say
+from pipeline.units import run as run_stage
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluate_ranking import RankingConfig
 
@@ -92,7 +92,7 @@ def ranking(first: str, second: str, out: Path, **options: Any) -> int:
 
     Example: ltrp-pipeline evaluate ranking selections teacher --out ranking
     """
-    from pipeline.ranking_evaluation import run_evaluate_ranking
+    from pipeline.evaluation.ranking import run_evaluate_ranking
 
     summary = run_evaluate_ranking(RankingConfig(**options), first, second, out, open_progress())
     say((out / "ranking.txt").read_text("utf-8"), nl=False)

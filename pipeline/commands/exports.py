@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.commands.options import PATH, PLACE
-from pipeline.terminal import say
+from pipeline.console.terminal import say
 
 _FORMATS = click.Choice(["onnx", "torch"])
 
@@ -29,7 +29,7 @@ def export(ranker: str, form: str, out: Path | None) -> int:
 
     Example: ltrp-pipeline export ranker --format onnx --out ranker.onnx
     """
-    from pipeline.exporting import export_ranker
+    from pipeline.publishing.export import export_ranker
 
     if out is None:
         name = "ranker.onnx" if form == "onnx" else "ranker.pt2"
@@ -52,7 +52,7 @@ def push_to_hub(folder: Path, repository: str, private: bool, revision: str | No
 
     Example: ltrp-pipeline push-to-hub ranker me/ltrp-vit-small --private
     """
-    from pipeline.exporting import push_to_hub as push
+    from pipeline.publishing.export import push_to_hub as push
 
     address = push(folder, repository, private=private, revision=revision)
     say(f"pushed: {address}")

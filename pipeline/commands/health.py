@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from pipeline.commands.options import PLACE
-from pipeline.terminal import printable, say
+from pipeline.console.terminal import printable, say
 
 _SIGNS = {"ok": "ok", "poor": "POOR", "broken": "BROKEN"}
 
@@ -30,7 +30,7 @@ def doctor(as_json: bool, shards: tuple[str, ...], **options: str) -> int:
 
     Example: ltrp-pipeline doctor --out s3://bucket/cache --mae mae_tiny
     """
-    from pipeline.looking.doctor import Doctor
+    from pipeline.inspection.doctor import Doctor
 
     broken = False
     for found in Doctor(shards=shards, **options).findings():

@@ -14,10 +14,10 @@ import click
 
 from ltrp_core.errors import RequestError
 from pipeline.commands.options import PATH
-from pipeline.job_code import make_job_folder
-from pipeline.run_config import read_config
-from pipeline.terminal import printable, relay, say
+from pipeline.console.terminal import printable, relay, say
+from pipeline.runs.config import read_config
 from pipeline.url_secrets import check_url
+from pipeline.workers.job_code import make_job_folder
 from pipeline.workers.ray_job import JobClient
 
 _STAYS_HERE = frozenset({"submit", "demo", "push-to-hub"})

@@ -6,19 +6,21 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from ltrp_core.errors import unknown_name
+from pipeline.console.progress import print_summary
+from pipeline.console.signals import interrupt_on_signals
+from pipeline.console.terminal import printable, say
 from pipeline.inputs import Shard, find_shards
-from pipeline.progress import print_summary
-from pipeline.signals import interrupt_on_signals
-from pipeline.terminal import printable, say
-from pipeline.unit_runner import UnitOptions
+from pipeline.units.runner import UnitOptions
 from pipeline.workers import WorkerPool, open_pool
 from stages.protocols import Summary
 
@@ -49,6 +51,30 @@ PATH, PLACE = _Home(Path), _Home(str)
 """Of a path; of a path as text, where a name or a URL may stand, too."""
 
 
+class OneOf(click.ParamType):
+    """A name of a table that may grow after the command was made."""
+
+    name = "name"
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        del param, ctx
+        return f"[{'|'.join(self.names)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.names:
+            self.fail(str(unknown_name("value", str(value), self.names)), param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        del ctx, param
+        return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
+
+
 _PLACES = frozenset({"mae", "ranker", "teacher", "init", "init_from", "scratch"})
 """Options of configs that name a path, a model or a URL."""
 
@@ -70,7 +96,9 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
     settings: dict[str, Any] = {"help": field.metadata["help"], "required": required}
     if not required:
         settings |= {"default": field.default, "show_default": True}
-    if field.name in _PLACES and hint is str:
+    if field.metadata.get("names") is not None:
+        settings["type"] = OneOf(field.metadata["names"])
+    elif field.name in _PLACES and hint is str:
         settings["type"] = PLACE
     elif typing.get_origin(hint) is tuple:
         settings |= {"type": typing.get_args(hint)[0], "multiple": True}

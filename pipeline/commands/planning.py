@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline.commands.options import PLACE, config_options, cut, listed, unit_size_option
-from pipeline.terminal import say
+from pipeline.console.terminal import say
 from stages.score import ScoreConfig
 
 
@@ -61,7 +61,7 @@ def plan(
 
     Example: ltrp-pipeline plan --shards 'train-{0000..0146}.tar' --mae mae.pth --views 4
     """
-    from pipeline.looking.plan import format_plan, make_plan
+    from pipeline.inspection.plan import format_plan, make_plan
 
     config, found = cut(options, ScoreConfig), listed(shards, unit_size=unit_size)
     made = make_plan(config, found, out, store=store, seconds=seconds)

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from pipeline import run_stage
 from pipeline.commands.options import (
     PATH,
     PLACE,
@@ -25,11 +24,12 @@ from pipeline.commands.options import (
     shards_option,
     training_workers_option,
 )
-from pipeline.progress import open_progress
-from pipeline.signals import interrupt_on_signals
-from pipeline.terminal import printable, say
-from pipeline.training_options import RunOptions, TrainingRunOptions
-from pipeline.unit_runner import UnitOptions
+from pipeline.console.progress import open_progress
+from pipeline.console.signals import interrupt_on_signals
+from pipeline.console.terminal import printable, say
+from pipeline.training.options import RunOptions, TrainingRunOptions
+from pipeline.units import run as run_stage
+from pipeline.units.runner import UnitOptions
 from stages.pack import PackConfig
 from stages.pretrain_mae import PretrainConfig
 from stages.report import ReportConfig
@@ -70,7 +70,7 @@ def pretrain_mae(
 
     Example: ltrp-pipeline pretrain-mae --shards shards --out mae --model mae_small
     """
-    from pipeline.mae_training import run_pretrain
+    from pipeline.training.mae import run_pretrain
 
     config, run_options = cut(options, PretrainConfig), cut(options, TrainingRunOptions)
     summary = run_pretrain(
@@ -148,8 +148,8 @@ def train_ranker(
 
     Example: ltrp-pipeline train-ranker --cache cache --shards shards --out ranker
     """
-    from pipeline.ranker_training import TrainingInputs, run_train_ranker
-    from pipeline.training_table import format_curve
+    from pipeline.training.curve_table import format_curve
+    from pipeline.training.ranker import TrainingInputs, run_train_ranker
 
     config, run_options = cut(options, TrainRankerConfig), cut(options, RunOptions)
     found = tuple(listed(shards)) if shards else ()
@@ -217,7 +217,7 @@ def report(shards: tuple[str, ...], **options: Any) -> int:
 
     Example: ltrp-pipeline report --selections selections --shards shards --mae mae.pth
     """
-    from pipeline.run_report import run_report
+    from pipeline.report.gather import run_report
 
     names = {field.name for field in dataclasses.fields(ReportConfig)}
     config = ReportConfig(**{name: options.pop(name) for name in names})

@@ -16,8 +16,9 @@ from ltrp_core.errors import RequestError
 from pipeline.commands import evaluations
 from pipeline.commands import run as stage_commands
 from pipeline.commands.options import PLACE, ray_address_option
-from pipeline.run_config import RunConfig, Section, read_config
-from pipeline.stage_state import (
+from pipeline.console.terminal import say
+from pipeline.runs.config import RunConfig, Section, read_config
+from pipeline.runs.state import (
     ShardsState,
     fingerprint,
     is_done,
@@ -25,9 +26,8 @@ from pipeline.stage_state import (
     state_of_path,
     state_of_shards,
 )
-from pipeline.terminal import say
-from pipeline.training_options import RunOptions, TrainingRunOptions
-from pipeline.unit_runner import UnitOptions
+from pipeline.training.options import RunOptions, TrainingRunOptions
+from pipeline.units.runner import UnitOptions
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluate_ranking import RankingConfig
 from stages.pack import PackConfig

@@ -11,16 +11,16 @@ from importlib import resources
 from pathlib import Path
 
 from ltrp_core.shipped_weights import SHIPPED_MAE, SHIPPED_RANKER
-from pipeline import run_stage
+from pipeline.console.progress import open_progress, print_summary
+from pipeline.console.terminal import say
 from pipeline.demo.photographs import demo_photographs
-from pipeline.evaluation_table import format_table
+from pipeline.evaluation.tables import format_table
 from pipeline.inputs import Shard, find_shards
-from pipeline.mae_training import MAE_FILE, run_pretrain
-from pipeline.progress import open_progress, print_summary
-from pipeline.ranker_training import TrainingInputs, run_train_ranker
-from pipeline.run_report import run_report
+from pipeline.report.gather import run_report
 from pipeline.store.run_file import claim_folder
-from pipeline.terminal import say
+from pipeline.training.mae import MAE_FILE, run_pretrain
+from pipeline.training.ranker import TrainingInputs, run_train_ranker
+from pipeline.units import run as run_stage
 from pipeline.workers import InProcessPool
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pipeline.inputs.folders import is_text
 from pipeline.inputs.keys import sample_key
-from pipeline.tar_members import Entry
+from pipeline.inputs.tar_members import Entry
 from stages.protocols import BadSample
 
 MAX_MEMBER_BYTES = 512 << 20

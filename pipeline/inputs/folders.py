@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ltrp_core.errors import RequestError
+from pipeline.console.terminal import printable
 from pipeline.inputs.images import EXTENSIONS
-from pipeline.terminal import printable
 
 SYSTEM_NAMES = frozenset(
     {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ltrp_core.errors import RequestError
+from pipeline.console.terminal import printable
 from pipeline.inputs.folders import (
     BELOW_TARS,
     BESIDE_TARS,
@@ -42,7 +43,6 @@ from pipeline.inputs.shards import (
     starts_as_tar,
 )
 from pipeline.remote import RemoteError, ask, is_remote, remote_error
-from pipeline.terminal import printable
 from pipeline.url_secrets import check_url, without_secrets
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "az", "abfs", "memory", "http", "https", "file")

@@ -21,8 +21,8 @@ from pipeline.inputs.bad_members import (
 from pipeline.inputs.folders import is_text
 from pipeline.inputs.image_choice import ImageChoice
 from pipeline.inputs.keys import sample_key
+from pipeline.inputs.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
 from pipeline.remote import RemoteError, open_remote
-from pipeline.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
 from stages.protocols import BadSample
 
 OnDamage = Literal["strict", "salvage"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.looking.status import read_status
+from pipeline.inspection.status import read_status
 from pipeline.store.cache import Cache
 
 _UNITS_READ = 16

@@ -22,10 +22,10 @@ from pipeline.store.manifest import (
     manifest_table,
     read_manifest,
 )
-from pipeline.store.places import ATTEMPTS, LocalPlace, ObjectPlace, open_place
 from pipeline.store.receipts import Receipt
-from pipeline.store.record_forms import FORMS
+from pipeline.store.records.forms import FORMS
 from pipeline.store.run_file import claim_place, difference, read_run, run_id
+from pipeline.store.storage import ATTEMPTS, LocalPlace, ObjectPlace, open_place
 from pipeline.store.units import ERRORS, RECEIPT, UNITS, UnitState, parse_unit
 from stages.protocols import Arrays, BadSample
 

@@ -8,7 +8,7 @@ from ltrp_core.errors import RequestError
 from pipeline.store.cache import APPENDED, Cache, create_cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.lock import place_lock
-from pipeline.store.record_forms import FORMS, copy_records
+from pipeline.store.records.forms import FORMS, copy_records
 from pipeline.store.units import (
     ERRORS,
     UNITS,

@@ -17,7 +17,7 @@ from typing import Any
 from ltrp_core.errors import DamagedFileError
 from ltrp_core.parsing import parse_json_object
 from pipeline.store.errors import LockedError
-from pipeline.store.places import LocalPlace, ObjectPlace
+from pipeline.store.storage import LocalPlace, ObjectPlace
 
 LOCK = ".lock"
 LEASE_S = 60.0

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.parsing import parse_parquet
-from pipeline.store.places import LocalPlace, ObjectPlace
 from pipeline.store.receipts import Receipt
+from pipeline.store.storage import LocalPlace, ObjectPlace
 
 MANIFEST = "manifest.parquet"
 TABLE = "selections.parquet"

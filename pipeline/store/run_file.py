@@ -13,7 +13,7 @@ from ltrp_core.errors import DamagedFileError, RequestError
 from ltrp_core.parsing import parse_json_object
 from pipeline.remote import RemoteError
 from pipeline.store.errors import RunMismatchError
-from pipeline.store.places import LocalPlace, ObjectPlace, open_place
+from pipeline.store.storage import LocalPlace, ObjectPlace, open_place
 
 SCHEMA_VERSION = 2
 RUN_FILE = "run.json"

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from pipeline.faults import fault_point
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.places import LocalPlace, ObjectPlace, sync_folder, sync_tree
 from pipeline.store.receipts import Receipt, file_sha256, stamp_files
+from pipeline.store.storage import LocalPlace, ObjectPlace, sync_folder, sync_tree
 from stages.protocols import BadSample
 
 RECEIPT, ERRORS = "receipt.json", "errors.parquet"

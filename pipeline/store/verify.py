@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ltrp_core.errors import DamagedFileError, RequestError
-from pipeline.selection_table import table_problem
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.lock import LOCK
@@ -20,10 +19,10 @@ from pipeline.store.manifest import (
     manifest_bytes,
     read_manifest,
 )
-from pipeline.store.places import ATTEMPTS, LocalPlace, ObjectPlace
 from pipeline.store.receipts import Receipt
-from pipeline.store.record_forms import FORMS
+from pipeline.store.records.forms import FORMS
 from pipeline.store.run_file import RUN_FILE
+from pipeline.store.storage import ATTEMPTS, LocalPlace, ObjectPlace
 from pipeline.store.units import (
     QUARANTINE,
     UNITS,
@@ -32,6 +31,7 @@ from pipeline.store.units import (
     is_damage,
     unit_name,
 )
+from pipeline.units.selection_table import table_problem
 
 _KNOWN = {RUN_FILE, UNITS, MANIFEST, TABLE, LOCK, "log", QUARANTINE, APPENDED}
 

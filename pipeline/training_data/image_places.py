@@ -15,8 +15,8 @@ from ltrp_core.errors import RequestError
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.images import ImageError, decode_image
 from pipeline.inputs.shards import Member, TarShard
-from pipeline.replay import changed_shard
 from pipeline.store.manifest import UnitRow, check_same_members
+from pipeline.store.replay import changed_shard
 from pipeline.training_data.extents import Extents
 from stages.protocols import Sample
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ltrp_core.errors import RequestError
 from pipeline.inputs.images import ImageError, decode_image
 from pipeline.parsing import read_parquet
-from pipeline.replay import render_tiles
 from pipeline.store.errors import DamagedUnitError
+from pipeline.store.replay import render_tiles
 from pipeline.training_data.extents import ExtentReader, Extents, map_array
 from pipeline.training_data.staging import read_ready
 from stages.records import recorded_view

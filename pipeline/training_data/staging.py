@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from ltrp_core.errors import RequestError
 from pipeline.inputs import Shard
 from pipeline.parsing import read_json_object, read_parquet
-from pipeline.replay import match_shards, render_tiles
 from pipeline.store.cache import Cache
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.places import LocalPlace
-from pipeline.store.record_forms import FORMS, Form
+from pipeline.store.records.forms import FORMS, Form
+from pipeline.store.replay import match_shards, render_tiles
+from pipeline.store.storage import LocalPlace
 from pipeline.store.units import UNITS
 from pipeline.training_data.extents import Extents, map_array
 from pipeline.training_data.image_places import image_places

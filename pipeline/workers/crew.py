@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ltrp_core.errors import RequestError
-from pipeline.code_version import code_version
+from pipeline.workers.code_version import code_version
 from pipeline.workers.outcomes import (
     ATTEMPTS,
     Failure,

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Any
 
-from pipeline.code_version import code_version
+from pipeline.workers.code_version import code_version
 from pipeline.workers.outcomes import Failure, MakeWork, Slot, Work, classify
 
 

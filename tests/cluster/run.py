@@ -30,8 +30,7 @@ from cluster import (
     wait_for,
 )
 
-from ltrp_core.checkpoints import save_mae
-from ltrp_core.mae import create_mae
+from ltrp_core.mae import create_mae, save_mae
 
 LINK_DOWN_S = 30.0
 S3_DOWN_S = 15.0

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from ltrp_core.checkpoints import load_mae
 from ltrp_core.distances import ssim
 from ltrp_core.errors import RequestError
+from ltrp_core.mae import load_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.precision import (
     PRECISIONS,

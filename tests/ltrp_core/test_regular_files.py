@@ -8,8 +8,8 @@ import threading
 import pytest
 from command_line import one_line_error, run
 
-from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import CheckpointError
+from ltrp_core.mae import load_mae
 from ltrp_core.rankers import load_ranker
 from ltrp_core.regular_files import NotRegularFileError, open_regular, read_regular
 

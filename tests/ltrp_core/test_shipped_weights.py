@@ -10,11 +10,10 @@ from scipy.stats import kendalltau
 from skimage import data
 
 from ltrp_core import LTRPSelector
-from ltrp_core.checkpoints import load_mae
 from ltrp_core.errors import CheckpointError
+from ltrp_core.mae import load_mae
 from ltrp_core.partitions import sample_visible
-from ltrp_core.ranker_init import initialize_ranker
-from ltrp_core.rankers import create_ranker, load_ranker
+from ltrp_core.rankers import create_ranker, initialize_ranker, load_ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.shipped_weights import WEIGHTS_FOLDER
 from ltrp_core.views import make_view, normalize, render_view

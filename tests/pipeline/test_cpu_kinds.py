@@ -7,7 +7,7 @@ import torch
 from command_line import run
 from faults.driver import drive, events
 
-from pipeline.unit_work import cpu_kind
+from pipeline.units.work import cpu_kind
 
 
 def test_a_cache_that_another_kind_of_cpu_goes_on_with_says_so(shards, small_mae, tmp_path):

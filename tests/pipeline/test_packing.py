@@ -7,12 +7,12 @@ import pytest
 import webdataset
 
 from ltrp_core.errors import RequestError
-from pipeline import run_stage
+from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
 from pipeline.inputs.shards import TarShard
 from pipeline.packing import find_images
-from pipeline.progress import JsonLineProgress
 from pipeline.store.errors import RunMismatchError
+from pipeline.units import run as run_stage
 from stages.pack import PackConfig
 
 CONFIG = PackConfig(shard_size=5)

@@ -11,7 +11,7 @@ from ltrp_core.errors import CheckpointError, DamagedFileError, RequestError
 from ltrp_core.rankers import read_config
 from pipeline.annotations.coco import CocoAnnotations
 from pipeline.parsing import parse_json, parse_json_object, parse_parquet, parse_yaml
-from pipeline.run_config import read_config as read_recipe
+from pipeline.runs.config import read_config as read_recipe
 
 DAMAGED_JSON = {
     "ninety thousand brackets": b"[" * 90_000,
@@ -88,7 +88,7 @@ def test_a_folder_in_the_path_is_no_column(tmp_path):
 
 def test_a_damaged_evaluation_is_named_in_one_line(tmp_path):
     (tmp_path / "agreement.parquet").write_bytes(b"PAR1 and no more")
-    from pipeline.ranking_evaluation import read_tables
+    from pipeline.evaluation.ranking import read_tables
 
     with pytest.raises(RequestError, match="is no --out folder of `evaluate ranking`"):
         read_tables(tmp_path)

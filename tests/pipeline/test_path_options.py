@@ -8,7 +8,7 @@ import yaml
 from command_line import PROGRAM, one_line_error, run
 
 from ltrp_core.errors import RequestError
-from pipeline.address_space import lack_of_address_space
+from pipeline.console.address_space import lack_of_address_space
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from s3_server import s3_bucket
 
 from pipeline import remote
 from pipeline.remote import RemoteError
-from pipeline.store.places import open_place
+from pipeline.store.storage import open_place
 
 SECRET = "w7SentinelOfASecret"
 

@@ -6,10 +6,10 @@ import pytest
 from command_line import one_line_error, run
 from s3_server import s3_bucket
 
-from pipeline.job_code import make_job_folder
-from pipeline.run_log import RunLog, read_log
-from pipeline.store.places import LocalPlace, open_place
+from pipeline.store.run_log import RunLog, read_log
+from pipeline.store.storage import LocalPlace, open_place
 from pipeline.url_secrets import without_secrets
+from pipeline.workers.job_code import make_job_folder
 
 SECRET = "w7SentinelOfASecret"
 VARIABLES = (

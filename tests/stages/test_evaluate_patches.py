@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltrp_core.errors import RequestError
-from pipeline.progress import JsonLineProgress
+from pipeline.console.progress import JsonLineProgress
 from stages.evaluate_patches import IMAGE_COLUMNS, MEASURES, SOURCES, EvaluateConfig, run
 from stages.protocols import CATEGORIES, Foreground
 

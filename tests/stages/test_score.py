@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ltrp_core.checkpoints import load_mae
+from ltrp_core.mae import load_mae
 from ltrp_core.patches import unpatchify
 from ltrp_core.views import normalize
 from oracles import scoring as oracle
+from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
-from pipeline.progress import JsonLineProgress
-from pipeline.replay import replay_views
-from pipeline.run_stage import run_score
 from pipeline.store import open_cache
+from pipeline.store.replay import replay_views
 from pipeline.training_data import StagedRecords, stage_records
+from pipeline.units.run import run_score
 from pipeline.workers import InProcessPool
 from stages import score as score_stage
 from stages.evaluate_patches import cover_maps

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from ltrp_core import LTRPSelector
-from ltrp_core.baselines.references import center_scores, patch_variance, random_scores
 from ltrp_core.errors import RequestError
 from ltrp_core.rankers import create_ranker, load_ranker, save_ranker
 from ltrp_core.selection import num_kept, select_patches
+from ltrp_core.selectors.references import center_scores, patch_variance, random_scores
 from ltrp_core.views import View, make_view, normalize, render_view
 from stages.protocols import Sample
 from stages.select_patches import SelectConfig, UnitSelector, selection_fields

@@ -12,7 +12,7 @@ from ltrp_core.patch_metrics import agreement
 from ltrp_core.views import View
 from oracles import patch_metrics as oracle
 from pipeline.annotations import open_annotations
-from stages.foreground_counts import counted, unit_counts
+from stages.evaluation.foreground_counts import counted, unit_counts
 from stages.records import view_row
 
 H, W, SIZE, PATCH = 61, 83, 32, 8

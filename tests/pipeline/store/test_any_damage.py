@@ -10,9 +10,9 @@ from scored_caches import scored
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs import find_shards
-from pipeline.looking.status import format_status, read_status
+from pipeline.inspection.status import format_status, read_status
 from pipeline.store import open_cache
-from pipeline.store.places import open_place
+from pipeline.store.storage import open_place
 from pipeline.store.verify import problems
 
 

@@ -5,7 +5,7 @@ from command_line import run
 from s3_server import s3_bucket
 
 from pipeline.store import open_cache
-from pipeline.store.places import LocalPlace, UnsafeNameError, open_place
+from pipeline.store.storage import LocalPlace, UnsafeNameError, open_place
 
 UNSAFE = ("../x", "a/../../x", "/x", "a//x", "a/./x", "..", "a\0b")
 

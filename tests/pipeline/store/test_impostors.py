@@ -11,17 +11,17 @@ from faults.driver import fingerprint
 from scored_caches import QUIET, scored, staged, write_tars
 from selected_caches import write_selections
 
-from pipeline.looking.status import format_status, read_status
-from pipeline.replay import match_shards
-from pipeline.run_stage import run_append_views
-from pipeline.selection_table import write_selection_table
+from pipeline.inspection.status import format_status, read_status
 from pipeline.store import open_cache
 from pipeline.store.convert import convert
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.places import open_place
+from pipeline.store.replay import match_shards
+from pipeline.store.storage import open_place
 from pipeline.store.units import unit_name
 from pipeline.store.verify import problems
-from pipeline.training_folder import DiskTrainingFolder
+from pipeline.training.folder import DiskTrainingFolder
+from pipeline.units.run import run_append_views
+from pipeline.units.selection_table import write_selection_table
 from pipeline.workers import InProcessPool
 
 A, B, C = (unit_name(f"part-{number}.tar") for number in range(3))

@@ -14,7 +14,7 @@ from s3_server import s3_bucket
 from pipeline.store import lock, open_cache
 from pipeline.store.errors import LockedError
 from pipeline.store.lock import place_lock
-from pipeline.store.places import LocalPlace, open_place
+from pipeline.store.storage import LocalPlace, open_place
 from pipeline.store.verify import problems
 
 

@@ -11,8 +11,8 @@ from pipeline.store.cache import create_cache
 from pipeline.store.errors import DamagedUnitError, LockedError, RunMismatchError
 from pipeline.store.lock import folder_lock
 from pipeline.store.manifest import UnitRow
-from pipeline.store.record_checks import RowDigests, check_records
-from pipeline.store.record_forms import FORMS
+from pipeline.store.records.checks import RowDigests, check_records
+from pipeline.store.records.forms import FORMS
 from pipeline.store.units import UNITS, publish, seal, unit_name, write_errors
 from pipeline.store.verify import problems
 from stages.protocols import ArrayField, BadSample

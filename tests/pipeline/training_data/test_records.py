@@ -18,9 +18,10 @@ from scored_caches import (
 
 from ltrp_core.errors import RequestError
 from pipeline.inputs import find_shards
-from pipeline.store import open_cache, zarr_records
+from pipeline.store import open_cache
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.places import open_place
+from pipeline.store.records import zarr_records
+from pipeline.store.storage import open_place
 from pipeline.training_data import StagedRecords
 
 OPTIONS = {

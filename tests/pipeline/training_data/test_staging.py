@@ -302,7 +302,7 @@ def test_a_shard_that_is_not_given_is_named(plain, tars, tmp_path):
 @pytest.fixture
 def committed_empty(monkeypatch):
     """Units without one image are committed, as earlier versions did."""
-    monkeypatch.setattr("pipeline.unit_work.check_any_good", lambda shard, bad: None)
+    monkeypatch.setattr("pipeline.units.work.check_any_good", lambda shard, bad: None)
 
 
 @pytest.mark.usefixtures("committed_empty")

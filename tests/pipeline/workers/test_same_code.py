@@ -3,8 +3,9 @@
 import pytest
 
 from ltrp_core.errors import CheckpointError, RequestError
-from pipeline.code_version import code_version
-from pipeline.workers import crew, open_pool, training_ranks
+from pipeline.workers import crew, open_pool
+from pipeline.workers.code_version import code_version
+from pipeline.workers.ddp import start as training_ranks
 from stages.score import ScoreConfig, UnitScorer
 from stages.select_patches import SelectConfig, UnitSelector
 

@@ -1,0 +1,1 @@
+"""Evaluations: opened from paths, written as tables and figures."""

@@ -1,0 +1,180 @@
+"""The evaluation as tables: text for the terminal, Markdown, CSV and Parquet for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ltrp_core.errors import RequestError
+from pipeline.evaluation.text_tables import aligned, markdown, write_csv, write_parquet
+from pipeline.parsing import read_parquet
+from pipeline.store.receipts import replace_text
+from stages.evaluate_patches import (
+    IMAGE_COLUMNS,
+    MEASURES,
+    RANKER,
+    DifferenceRow,
+    Evaluation,
+    EvaluationRow,
+)
+
+_TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
+_INTERVALS = "[ ]: 95 % bootstrap intervals over images"
+
+
+def format_table(rows: Sequence[EvaluationRow]) -> str:
+    """Returns the means over images as aligned text, one block a group and keep ratio."""
+    return "\n".join(
+        line
+        for group in _groups(rows)
+        for line in (_title(group), *aligned(_mean_cells(group)), _INTERVALS)
+    )
+
+
+def format_differences(rows: Sequence[DifferenceRow]) -> str:
+    """Returns the paired differences as aligned text, one block a group and keep ratio.
+
+    Those of the ranker's top-k alone only where its selection is not stored; the files have all.
+    """
+    return "\n".join(
+        line
+        for group in _groups(rows)
+        for line in (_difference_title(group), *aligned(_difference_cells(group)), _INTERVALS)
+    )
+
+
+def write_tables(folder: Path, evaluation: Evaluation) -> None:
+    """Writes the tables of an evaluation into `folder`, made if missing.
+
+    `evaluation` (one row a group of categories, keep ratio and source), `evaluation_differences`
+    (the ranker minus references, image by image) as .csv and .parquet, both together as
+    `evaluation.txt` and `.md`, and `evaluation_images.parquet` (the same, of every image).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, differences = evaluation.rows, evaluation.differences
+    text = [format_table(rows)]
+    if differences:
+        text.append(format_differences(differences))
+    replace_text(folder / "evaluation.txt", "\n\n".join(text) + "\n")
+    replace_text(folder / "evaluation.md", _markdown_page(rows, differences))
+    for name, table in (("evaluation", rows), ("evaluation_differences", differences)):
+        write_csv(folder / f"{name}.csv", table)
+        write_parquet(
+            folder / f"{name}.parquet",
+            pa.Table.from_pylist([dataclasses.asdict(row) for row in table]),
+        )
+    write_parquet(folder / "evaluation_images.parquet", _images(evaluation))
+
+
+def read_rows(folder: Path, categories: str | None = None) -> list[EvaluationRow]:
+    """Returns the rows of one group of categories that `write_tables` wrote into `folder`.
+
+    Args:
+        folder: `--out` of `evaluate patches`.
+        categories: the group; None: the first that was evaluated, `all` if it was.
+
+    Raises:
+        RequestError: that group was not evaluated.
+    """
+    table = read_parquet(folder / "evaluation.parquet")
+    rows = [EvaluationRow(**values) for values in table.to_pylist()]
+    groups = list(dict.fromkeys(row.categories for row in rows))
+    if categories is not None and categories not in groups:
+        raise RequestError(f"{folder} holds {', '.join(groups)}, not {categories}")
+    return [row for row in rows if row.categories == (categories or groups[0])]
+
+
+def read_groups(folder: Path) -> list[str]:
+    """Returns the groups of categories that were evaluated into `folder`, in their order."""
+    table = read_parquet(folder / "evaluation.parquet", columns=["categories"])
+    return list(dict.fromkeys(table["categories"].to_pylist()))
+
+
+def _images(evaluation: Evaluation) -> pa.Table:
+    """Returns one row an image, group, source and keep ratio; names are dictionary-encoded."""
+    names = list(evaluation.images)
+    count = len(evaluation.keys)
+    values = np.concatenate(list(evaluation.images.values()))
+
+    def repeated(of_table: list[Any]) -> pa.Array:
+        distinct = list(dict.fromkeys(of_table))
+        places = np.repeat([distinct.index(one) for one in of_table], count).astype(np.int32)
+        return pa.DictionaryArray.from_arrays(places, pa.array(distinct))
+
+    keys = np.tile(np.arange(count, dtype=np.int32), len(names))
+    columns = {
+        "key": pa.DictionaryArray.from_arrays(keys, pa.array(evaluation.keys, pa.string())),
+        "categories": repeated([group for group, _, _ in names]),
+        "source": repeated([source for _, source, _ in names]),
+        "keep_ratio": pa.array(np.repeat([ratio for _, _, ratio in names], count)),
+    }
+    return pa.table(columns | {name: values[:, i] for i, name in enumerate(IMAGE_COLUMNS)})
+
+
+def _groups(rows: Sequence[Any]) -> list[list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(row.categories, []).append(row)
+    return list(groups.values())
+
+
+def _title(rows: Sequence[EvaluationRow]) -> str:
+    return f"{rows[0].categories} categories: mean over {rows[0].num_images} images with foreground"
+
+
+def _difference_title(rows: Sequence[DifferenceRow]) -> str:
+    return f"{rows[0].categories} categories: ranker minus each reference, image by image"
+
+
+def _mean_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
+    header = ("kept", "source", *(_TITLES[name] for name in MEASURES))
+    return [header, *((f"{row.keep_ratio:g}", row.source, *_figures(row)) for row in rows)]
+
+
+def _pooled_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
+    header = ("kept", "source", *(f"pooled {_TITLES[name]}" for name in MEASURES))
+    return [
+        header,
+        *((f"{row.keep_ratio:g}", row.source, *_figures(row, prefix="pooled_")) for row in rows),
+    ]
+
+
+def _difference_cells(rows: Sequence[DifferenceRow]) -> list[tuple[str, ...]]:
+    """Returns the differences of the ranker, or of its top-k alone where that is all there is."""
+    header = ("kept", "minus", *(_TITLES[name] for name in MEASURES))
+    stored = {row.keep_ratio for row in rows if row.source == RANKER}
+    lines = [
+        (
+            f"{row.keep_ratio:g}",
+            row.reference + ("" if row.source == RANKER else " (top-k only)"),
+            *_figures(row, sign="+"),
+        )
+        for row in rows
+        if row.source == RANKER or row.keep_ratio not in stored
+    ]
+    return [header, *lines]
+
+
+def _figures(row: Any, prefix: str = "", sign: str = "") -> list[str]:
+    """Returns `0.412 [.398 .431]` of each measure."""
+    cells = []
+    for name in MEASURES:
+        value, low, high = (getattr(row, f"{prefix}{name}{end}") for end in ("", "_low", "_high"))
+        ends = " ".join(f"{end:{sign}.3f}".replace("0.", ".", 1) for end in (low, high))
+        cells.append(f"{value:{sign}.3f} [{ends}]")
+    return cells
+
+
+def _markdown_page(rows: Sequence[EvaluationRow], differences: Sequence[DifferenceRow]) -> str:
+    parts = []
+    for group in _groups(rows):
+        parts += [f"{_title(group)} {_INTERVALS}", markdown(_mean_cells(group))]
+        parts += ["Pooled over the same images", markdown(_pooled_cells(group))]
+    for group in _groups(differences):
+        parts += [_difference_title(group), markdown(_difference_cells(group))]
+    return "\n\n".join(parts) + "\n"

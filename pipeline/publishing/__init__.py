@@ -1,0 +1,1 @@
+"""Rankers for others: ONNX and torch.export files, model cards."""

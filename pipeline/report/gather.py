@@ -1,0 +1,219 @@
+"""Runs the report stage: gathers what the other stages left on the disk, writes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ltrp_core.errors import RequestError
+from ltrp_core.mae import MaskedAutoencoder, load_mae
+from ltrp_core.rankers import load_ranker, read_config
+from ltrp_core.rankers.folder import CONFIG, WEIGHTS
+from ltrp_core.shipped_weights import SHIPPED_RANKER, WEIGHTS_FOLDER
+from pipeline.annotations import open_annotations
+from pipeline.evaluation.ranking import read_tables
+from pipeline.evaluation.tables import read_groups, read_rows
+from pipeline.inputs import Shard
+from pipeline.inputs.listing import with_image_ext
+from pipeline.inputs.samples import read_samples
+from pipeline.parsing import read_parquet
+from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
+from pipeline.store.cache import Cache
+from pipeline.store.kinds import CACHES, check_kind, open_cache_of
+from pipeline.store.receipts import file_sha256
+from pipeline.store.run_file import read_run
+from pipeline.store.run_log import images_per_second
+from pipeline.store.storage import LocalPlace
+from pipeline.store.units import unit_name
+from pipeline.training.folder import read_curve
+from stages import evaluate_patches, report
+from stages.protocols import Progress, Sample, Summary
+
+
+def run_report(
+    config: report.ReportConfig,
+    *,
+    selections: str | Path,
+    shards: Sequence[Shard],
+    mae: str,
+    teacher: str | Path | None,
+    evaluation: Path | None,
+    annotations: Path | None,
+    training: Sequence[Path],
+    out: Path,
+    progress: Progress,
+    cache: Sequence[str | Path] = (),
+    ranking: Sequence[Path] = (),
+) -> Summary:
+    """Writes the page into `out`/index.html.
+
+    Args:
+        config: options of the gallery.
+        selections: of `select`; the gallery shows its first images.
+        shards: that they were selected from.
+        mae: weights the scores were made with.
+        teacher: cache of `score --crop eval --sampler cover`.
+        evaluation: of `evaluate patches`.
+        annotations: of any format that it takes, to draw the outlines.
+        training: folders of the training stages: their curves, and how far the heads look of the
+            ranker that selected.
+        out: a new or empty folder, or an earlier report, which is replaced.
+        progress: counts the images.
+        cache: further caches that are described beside `teacher` and `selections`.
+        ranking: of `evaluate ranking`.
+
+    Raises:
+        RequestError: an input is missing, is no such thing or does not fit the others.
+    """
+    selected = open_cache_of("--selections", selections, "select")
+    check_kind("--mae", mae, "pretrain-mae", known_only=True)
+    model = load_mae(mae).eval()
+    grid = int(selected.run["image_size"]) // int(selected.run["patch_size"])
+    if grid != model.grid:
+        raise RequestError(
+            f"the selections are of a {grid} x {grid} grid, the masked autoencoder {mae} of "
+            f"{model.grid} x {model.grid}; pass the one the ranker learned from"
+        )
+    cover = open_cache_of("--teacher", teacher, "score") if teacher is not None else None
+    crop = str(selected.run.get("crop", "eval"))
+    teacher_maps = evaluate_patches.cover_maps(cover, grid, crop) if cover is not None else {}
+    caches = [
+        *(open_cache_of("--cache", path, *CACHES) for path in cache),
+        *([cover] if cover else []),
+        selected,
+    ]
+    for folder in training:
+        check_kind("--training", folder, "pretrain-mae", "train-ranker", known_only=True)
+    for folder in ranking:
+        check_kind("--ranking", folder, "evaluate ranking", known_only=True)
+    if evaluation is not None:
+        check_kind("--evaluation", evaluation, "evaluate patches")
+    curves = [_curve(folder) for folder in training]
+    source = open_annotations(annotations) if annotations is not None else None
+    summary = Summary(stage="report", done=1, notes=source.notes if source is not None else [])
+    gallery = []
+    units = report.gallery_keys(selected, config)
+    with progress.task("report", len(units), "images") as bar:
+        for image in report.run(
+            config,
+            _samples(shards, selected, set(units.values())),
+            selections=selected,
+            mae=model,
+            teacher_maps=teacher_maps,
+            annotations=source,
+        ):
+            gallery.append(image)
+            bar.advance(1)
+    data = ReportData(
+        title="Which patches matter",
+        grid=grid,
+        gallery=gallery,
+        rows=_evaluation_rows(evaluation) if evaluation is not None else [],
+        differences=_differences(evaluation) if evaluation is not None else [],
+        ranking=[table for folder in ranking for table in read_tables(folder)],
+        attention=list(_attention(model, training, selected, gallery, summary)),
+        curves=curves,
+        caches=[read_cache_figures(found) for found in caches],
+        runs=[_training_card(f) for f in training] + [_cache_card(found) for found in caches],
+    )
+    summary.n_ok = len(gallery)
+    summary.output = str(write_report(data, out))
+    return summary
+
+
+def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Iterator[Sample]:
+    """Yields the samples of the shards that some units were made of, read as they were then."""
+    for shard in with_image_ext(shards, str(selected.identity.get("image_ext", ""))):
+        name = unit_name(shard.name)
+        if name in units:
+            was_whole = selected.rows[name].damage is None
+            yield from read_samples(shard, "strict" if was_whole else "salvage")
+
+
+def _evaluation_rows(folder: Path) -> list[evaluate_patches.EvaluationRow]:
+    return [row for group in read_groups(folder) for row in read_rows(folder, group)]
+
+
+def _differences(folder: Path) -> list[evaluate_patches.DifferenceRow]:
+    table = read_parquet(folder / "evaluation_differences.parquet")
+    return [evaluate_patches.DifferenceRow(**values) for values in table.to_pylist()]
+
+
+def _attention(
+    mae: MaskedAutoencoder,
+    training: Sequence[Path],
+    selected: Cache,
+    gallery: Sequence[report.GalleryImage],
+    summary: Summary,
+) -> Iterator[report.AttentionProfile]:
+    """Yields the profiles of the teacher and of the ranker that selected, if it is at hand.
+
+    That is, if its folder is given or the package carries it. Where no ranker selected, the first
+    one given is as good as any. A ranker that is no plain vision transformer has none, and the
+    summary says so.
+    """
+    if not gallery:
+        return
+    photos = [image.photo for image in gallery]
+    yield report.attention_profile("Teacher's encoder", mae, photos)
+    wanted = selected.run.get("ranker_sha256")
+    folders = [folder for folder in training if (folder / WEIGHTS).is_file()]
+    shipped = [WEIGHTS_FOLDER / SHIPPED_RANKER] if wanted is not None else []
+    for folder in [*folders, *shipped]:
+        if wanted is None or file_sha256(folder / WEIGHTS) == wanted:
+            try:
+                yield report.attention_profile("Ranker", load_ranker(folder), photos)
+            except RequestError as error:
+                summary.notes.append(f"the page has no attention distances of the ranker: {error}")
+            return
+    if folders:
+        summary.notes.append(
+            f"none of the rankers in {', '.join(map(str, folders))} is the one that selected; the "
+            "page has no attention distances of it"
+        )
+
+
+def _identity(folder: Path) -> dict[str, object]:
+    try:
+        return read_run(LocalPlace(folder))
+    except RequestError as error:
+        raise RequestError(
+            f"{folder} is no --out folder of a training stage: run.json is missing or unreadable"
+        ) from error
+
+
+def _curve(folder: Path) -> TrainingCurve:
+    """Returns how a training went; of a ranker also which epoch is kept, and the ceiling."""
+    stage, rows = str(_identity(folder)["stage"]), read_curve(folder)
+    if not (folder / CONFIG).is_file():
+        return TrainingCurve(stage=stage, name=folder.name, rows=rows)
+    extra = read_config(folder).get("extra", {})
+    return TrainingCurve(
+        stage=stage,
+        name=folder.name,
+        rows=rows,
+        kept_epoch=extra.get("epoch"),
+        measures=extra.get("measures", {}),
+        ceiling=extra.get("ceiling", {}),
+    )
+
+
+def _training_card(folder: Path) -> RunCard:
+    options = _identity(folder)
+    curve = read_curve(folder)
+    facts = {"epochs": len(curve), **(curve[-1] if curve else {})}
+    return RunCard(stage=str(options.pop("stage")), name=folder.name, options=options, facts=facts)
+
+
+def _cache_card(cache: Cache) -> RunCard:
+    options = dict(cache.run)
+    rows = cache.rows.values()
+    facts = {
+        "units": len(rows),
+        "images ok": sum(row.n_ok for row in rows),
+        "images bad": sum(row.n_bad for row in rows),
+        "images/s a worker": images_per_second(cache.place) or "-",
+        "bytes": sum(row.bytes for row in rows),
+    }
+    name = cache.url.rstrip("/").rsplit("/", 1)[-1]
+    return RunCard(stage=str(options.pop("stage")), name=name, options=options, facts=facts)

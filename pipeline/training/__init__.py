@@ -1,0 +1,1 @@
+"""Trainings: started on one or many processes, their folders, their logs."""

@@ -1,0 +1,1 @@
+"""Processes that train together: started by Ray Train, joined by torch.distributed."""

@@ -1,0 +1,1 @@
+"""What the evaluations share: rows of figures, counts, the join with annotations."""
