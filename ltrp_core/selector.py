@@ -66,7 +66,7 @@ class LTRPSelector(nn.Module):
         Raises:
             RequestError: another shape, or k is not from 1 to L.
 
-        >>> from ltrp_core.rankers.folder import create_ranker
+        >>> from ltrp_core.rankers import create_ranker
         >>> selector = LTRPSelector(create_ranker("vit_tiny", grid=2, patch_size=4))
         >>> selector(torch.zeros(1, 3, 8, 8), 0.5).shape
         torch.Size([1, 2])

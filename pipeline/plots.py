@@ -6,7 +6,7 @@ Figures are made without pyplot: no backend is chosen, no global state is touche
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate_patches import EvaluationRow
+from stages.evaluation.rows import EvaluationRow
+from stages.evaluation.sources import (
+    CENTER,
+    ORACLE,
+    RANDOM,
+    TEACHER,
+    VARIANCE,
+    is_selection,
+    label_of,
+    labels_in,
+)
 
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
@@ -49,19 +59,44 @@ class Style(NamedTuple):
 
 
 # Okabe and Ito's colors, lightened for the dark page; dash and marker differ as well.
-STYLES = {
-    "ranker": Style("#0072b2", "#56b4e9", width=2.6),
-    "ranker, top-k only": Style("#0072b2", "#56b4e9", "--", "s"),
-    "teacher": Style("#c65000", "#ee8a45", marker="^"),
-    "patch variance": Style("#008562", "#2fc59a", marker="D"),
-    "center": Style("#a8497f", "#dd8fbb", marker="v"),
-    "random": Style("#6d7278", "#9da3a9", ":", "x"),
-    "oracle": Style("#22272c", "#eceff1", "-.", "*"),
-}
-_SERIES = tuple(
-    STYLES[name] for name in ("ranker", "teacher", "patch variance", "center", "random")
+SELECTED = Style("#0072b2", "#56b4e9", width=2.6)
+"""The first selection."""
+_FURTHER = (
+    Style("#8a6d00", "#e6c229", marker="P", width=2.0),
+    Style("#7b3fa0", "#c39bd8", marker="X", width=2.0),
+    Style("#b3123f", "#f0718f", marker="p", width=2.0),
+    Style("#00707f", "#5cc8d6", marker="h", width=2.0),
+    Style("#5b4636", "#c4a78f", marker="8", width=2.0),
 )
-_OTHER = Style("#6d7278", "#9da3a9", "--", ".")
+"""Selections beside the first one; they come round again after the last, with another dash."""
+_DASHES = ("-", "-.", ":")
+REFERENCE_STYLES = {
+    TEACHER: Style("#c65000", "#ee8a45", marker="^"),
+    VARIANCE: Style("#008562", "#2fc59a", marker="D"),
+    CENTER: Style("#a8497f", "#dd8fbb", marker="v"),
+    RANDOM: Style("#6d7278", "#9da3a9", ":", "x"),
+    ORACLE: Style("#22272c", "#eceff1", "-.", "*"),
+}
+_SERIES = (SELECTED, *(REFERENCE_STYLES[n] for n in (TEACHER, VARIANCE, CENTER, RANDOM)))
+
+
+def styles_of(sources: Iterable[str]) -> dict[str, Style]:
+    """Returns how each source of an evaluation is drawn: selections by their place, in order."""
+    names = list(dict.fromkeys(sources))
+    labels = labels_in(names)
+    found: dict[str, Style] = {}
+    for name in names:
+        if not is_selection(name):
+            found[name] = REFERENCE_STYLES[name]
+            continue
+        place = labels.index(label_of(name))
+        turn, number = divmod(place - 1, len(_FURTHER))
+        style = SELECTED if place == 0 else _FURTHER[number]
+        style = style._replace(dash=_DASHES[max(turn, 0) % len(_DASHES)])
+        if name != label_of(name):
+            style = style._replace(dash="--", marker="s", width=1.5)
+        found[name] = style
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +121,7 @@ def plot_evaluation(
 ) -> list[Plot]:
     """Writes one plot a metric, each source against the keep ratio, into `folder`.
 
-    The band is the 95 % bootstrap interval of the ranker.
+    The bands are the 95 % bootstrap intervals of the selections as they are stored.
 
     Args:
         rows: of one group of categories.
@@ -196,17 +231,17 @@ def heat_scale(steps: int = 9) -> list[str]:
 
 
 def _source_lines(rows: Sequence[EvaluationRow], metric: str) -> Iterator[_Line]:
-    for source in dict.fromkeys(row.source for row in rows):
+    for source, style in styles_of(row.source for row in rows).items():
         own = sorted((r for r in rows if r.source == source), key=lambda r: r.keep_ratio)
-        points = [(100 * row.keep_ratio, float(getattr(row, metric))) for row in own]
+        points = [(100 * row.keep_ratio, row[metric]) for row in own]
         points = [point for point in points if math.isfinite(point[1])]
         band = None
-        if source == "ranker":
-            ends = [(getattr(r, f"{metric}_low"), getattr(r, f"{metric}_high")) for r in own]
+        if is_selection(source) and source == label_of(source):
+            ends = [(r[f"{metric}_low"], r[f"{metric}_high"]) for r in own]
             is_whole = len(points) == len(own) and all(map(math.isfinite, sum(ends, ())))
             band = ends if is_whole else None
         if points:
-            yield _Line(source, points, STYLES.get(source, _OTHER), band)
+            yield _Line(source, points, style, band)
 
 
 def _finite_points(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
@@ -323,7 +358,7 @@ def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
             va="center",
             parse_math=False,
             annotation_clip=False,
-            weight="bold" if line.label == "ranker" else "normal",
+            weight="bold" if line.style.width > 1.5 else "normal",
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 1, "shrinkB": 4},
         )
 

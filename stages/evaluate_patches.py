@@ -6,11 +6,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ltrp_core.errors import RequestError, unknown_name
@@ -20,29 +18,27 @@ from ltrp_core.patch_metrics import (
     agreement,
     nested_agreement,
 )
-from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
 from ltrp_core.selectors.references import center_scores, oracle_scores, random_scores
 from stages.evaluation.annotation_join import UsedOnce, examples, unmatched
+from stages.evaluation.beside import Beside
 from stages.evaluation.foreground_counts import counted, unit_counts
 from stages.evaluation.rows import (
-    CENTER,
-    COMPARED,
     IMAGE_COLUMNS,
-    MEASURES,
-    ORACLE,
-    RANDOM,
-    RANKER,
-    REFERENCES,
-    SOURCES,
-    TEACHER,
-    TOP_K,
-    VARIANCE,
     DifferenceRow,
     EvaluationRow,
     Values,
     difference_rows,
     source_rows,
+)
+from stages.evaluation.sources import (
+    CENTER,
+    ORACLE,
+    RANDOM,
+    TEACHER,
+    VARIANCE,
+    in_order,
+    top_only,
 )
 from stages.options import check_ranges, option
 from stages.protocols import (
@@ -55,30 +51,9 @@ from stages.protocols import (
     Summary,
 )
 from stages.records import kept_name
+from stages.score_maps import ScoreMaps, teacher_maps
+from stages.types import SelectRun
 
-__all__ = [
-    "CENTER",
-    "COMPARED",
-    "IMAGE_COLUMNS",
-    "MEASURES",
-    "ORACLE",
-    "RANDOM",
-    "RANKER",
-    "REFERENCES",
-    "SOURCES",
-    "TEACHER",
-    "TOP_K",
-    "VARIANCE",
-    "DifferenceRow",
-    "EvaluateConfig",
-    "Evaluation",
-    "EvaluationRow",
-    "cover_maps",
-    "run",
-]
-
-_SCORE_MAPS = {TOP_K: "ranker_score", VARIANCE: "patch_variance"}
-"""Sources whose scores the selections hold, under these names."""
 _IMAGES_AT_ONCE = 256
 
 
@@ -122,10 +97,34 @@ class Evaluation:
     """(categories, source, keep ratio) -> (N, 7): `IMAGE_COLUMNS` of each image"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sources:
+    """What is measured: selections by their labels, the first one first, and a teacher."""
+
+    first: CacheReader
+    run: SelectRun
+    """Of the first"""
+    label: str
+    others: Sequence[Beside]
+    teacher: ScoreMaps | None
+
+    @property
+    def runs(self) -> dict[str, SelectRun]:
+        """By label."""
+        return {self.label: self.run} | {other.label: other.run for other in self.others}
+
+    def read(self, unit: str) -> dict[str, Arrays]:
+        """Returns the arrays of every selection for the images of a unit of the first."""
+        arrays = self.first.read(unit)
+        return {self.label: arrays} | {
+            other.label: other.rows(unit, arrays) for other in self.others
+        }
+
+
 def run(
     config: EvaluateConfig,
     *,
-    selections: CacheReader,
+    selections: Mapping[str, CacheReader],
     annotations: Annotations,
     teacher: CacheReader | None,
     progress: Progress,
@@ -133,94 +132,79 @@ def run(
 ) -> tuple[Evaluation, Summary]:
     """Returns one row a group of categories, source and keep ratio, and the summary.
 
-    The ranker's selection stands as `select` wrote it (best patches, then homogeneous ones), so it
-    is there at the stored keep ratios only; every other source keeps its k best, at any ratio.
-    `oracle` is the upper bound at the same k. Images count in the order of their keys: how they
-    were sharded changes nothing.
+    A selection stands as `select` wrote it (best patches, then homogeneous ones), so it is there at
+    its stored keep ratios only; every other source keeps its k best, at any ratio. `oracle` is the
+    upper bound at the same k. Images count in the order of their keys: how they were sharded
+    changes nothing.
+
+    Args:
+        selections: by their labels (`stages.evaluation.sources.name_selections`), of the same views
+            of the same images. What annotations say is asked for the first one's units.
 
     Raises:
         RequestError: no selected image is annotated, two have one annotation, none has foreground,
-            a keep ratio leaves no patch, or the teacher's cache does not fit.
+            a keep ratio leaves no patch, or a selection or the teacher's cache does not fit.
     """
     started = time.monotonic()
-    grid = int(selections.run["image_size"]) // int(selections.run["patch_size"])
-    stored = [float(ratio) for ratio in selections.run["keep_ratio"]]
-    keeps = {ratio: num_kept(ratio, grid**2) for ratio in config.keep_ratio or stored}
-    crop = str(selections.run.get("crop", "eval"))
-    maps = cover_maps(teacher, grid, crop) if teacher is not None else None
-    found = _Found()
+    sources = _open(selections, teacher)
+    first, length = sources.first, sources.run.length
+    stored = {label: run.keep_ratio for label, run in sources.runs.items()}
+    ratios = config.keep_ratio or tuple(dict.fromkeys(r for own in stored.values() for r in own))
+    keeps = {ratio: num_kept(ratio, length) for ratio in ratios}
+    found = _Found(list(stored))
     summary = Summary(stage="evaluate patches", done=1)
-    with _one_thread(), progress.task("evaluate", len(selections.units), "units") as bar:
-        for unit in selections.units:
-            arrays = selections.read(unit)
+    with _one_thread(), progress.task("evaluate", len(first.units), "units") as bar:
+        for unit in first.units:
+            arrays = sources.read(unit)
             counts = {
-                name: unit_counts(unit, arrays, selections.run, annotations, name, cached)
+                name: unit_counts(unit, arrays[sources.label], first.run, annotations, name, cached)
                 for name in config.categories
             }
-            found.join(unit, arrays, counts[config.categories[0]])
-            _add_unit(config, found, arrays, counts, keeps, selections.run, maps)
+            found.join(unit, arrays[sources.label], counts[config.categories[0]])
+            _add_unit(config, found, arrays, counts, keeps, sources)
             bar.advance(1)
     if not found.keys:
         raise RequestError(
             "no selected image is annotated: sample keys and the annotations' file names have "
-            f"nothing in common (a key is {_first_key(selections)!r}; annotated are "
+            f"nothing in common (a key is {_first_key(first)!r}; annotated are "
             f"{len(annotations.names)} images{examples(annotations.names)})"
             "; pack the folder the file names are relative to"
         )
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
     summary.notes += unmatched(found.unannotated, found.used, annotations)
-    if (made_by := str(selections.run.get("source", "ranker"))) != "ranker":
-        name = selections.run["baseline"] if made_by == "baseline" else "the teacher's scores"
-        summary.notes.append(f"{RANKER!r} stands for what `select` kept by {name}; no ranker did")
-    if absent := [f"{ratio:g}" for ratio in keeps if ratio not in stored]:
-        summary.notes.append(
-            f"at keep ratio {', '.join(absent)} there is no {RANKER!r}, only {TOP_K!r}: `select` "
-            f"stored {', '.join(f'{ratio:g}' for ratio in stored)}"
-        )
+    summary.notes += _notes(sources, keeps)
     summary.seconds = time.monotonic() - started
     return evaluation, summary
 
 
-def cover_maps(
-    teacher: CacheReader, grid: int, crop: str = "eval"
-) -> dict[str, NDArray[np.float32]]:
-    """Returns the teacher's mean pseudo-score of every patch (L,), by key.
+def _open(selections: Mapping[str, CacheReader], teacher: CacheReader | None) -> _Sources:
+    (label, first), *others = selections.items()
+    run = SelectRun.of(first.run, label)
+    return _Sources(
+        first=first,
+        run=run,
+        label=label,
+        others=[Beside(name, cache, run) for name, cache in others],
+        teacher=None if teacher is None else teacher_maps(teacher, run.grid, run.crop),
+    )
 
-    Args:
-        teacher: a cache of `score --sampler cover`.
-        grid: g of the selections.
-        crop: what their views are; random ones (`train`) are not the teacher's.
 
-    Raises:
-        RequestError: the cache is not of such views that cover every patch, or of this grid.
-    """
-    run = teacher.run
-    if crop == "train":
-        raise RequestError(
-            "the selections are of random views (--crop train), which a teacher has not scored; "
-            "select with --crop eval or resize, or leave the teacher out"
-        )
-    if run.get("crop") != crop or run["image_size"] // run["patch_size"] != grid:
-        raise RequestError(
-            f"the teacher's cache must hold evaluation views of a {grid} x {grid} grid; score with "
-            f"--crop {crop} --sampler cover"
-        )
-    maps: dict[str, NDArray[np.float32]] = {}
-    for unit in teacher.units:
-        arrays = teacher.read(unit, ["visible", "score"])
-        lists = (len(arrays["key"]), -1, arrays["visible"].shape[-1])
-        means, counts = mean_map(
-            arrays["visible"].reshape(lists), arrays["score"].reshape(lists), grid**2
-        )
-        for key, mean, count in zip(arrays["key"].tolist(), means, counts, strict=True):
-            if not count.all():
-                raise RequestError(
-                    f"the teacher's partitions of {key!r} leave patches unscored; score with "
-                    "--sampler cover"
-                )
-            maps[key] = mean.astype(np.float32)
-    return maps
+def _notes(sources: _Sources, keeps: Mapping[float, int]) -> list[str]:
+    notes = [
+        f"{other.num_alone} image(s) of selection {other.label!r} are not in {sources.label!r}, "
+        "and not measured"
+        for other in sources.others
+        if other.num_alone
+    ]
+    for label, run in sources.runs.items():
+        if absent := [f"{ratio:g}" for ratio in keeps if ratio not in run.keep_ratio]:
+            notes.append(
+                f"at keep ratio {', '.join(absent)} there is no {label!r}, only "
+                f"{top_only(label)!r}: `select` stored "
+                f"{', '.join(f'{ratio:g}' for ratio in run.keep_ratio)}"
+            )
+    return notes
 
 
 @contextmanager
@@ -237,7 +221,8 @@ def _one_thread() -> Iterator[None]:
 class _Found:
     """What was measured so far, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = labels
         self.keys: list[str] = []
         self.unannotated: list[str] = []
         """Keys"""
@@ -263,11 +248,12 @@ class _Found:
     def by_key(self) -> tuple[list[str], dict[tuple[str, str, float], Values]]:
         """Returns the keys, sorted, and every measure in their order, as the table has them."""
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
+        sources = in_order(self.labels)
         tables = {
             name: np.concatenate(self._parts[name])[order]
             for name in sorted(
                 self._parts,
-                key=lambda name: (CATEGORIES.index(name[0]), name[2], SOURCES.index(name[1])),
+                key=lambda name: (CATEGORIES.index(name[0]), name[2], sources.index(name[1])),
             )
         }
         return [self.keys[place] for place in order], tables
@@ -276,35 +262,42 @@ class _Found:
 def _add_unit(
     config: EvaluateConfig,
     found: _Found,
-    arrays: Arrays,
+    arrays: Mapping[str, Arrays],
     counts: Mapping[str, Arrays],
     keeps: Mapping[float, int],
-    run: Mapping[str, Any],
-    maps: Mapping[str, NDArray[np.float32]] | None,
+    sources: _Sources,
 ) -> None:
     """Adds the annotated images of a unit, some at a time."""
-    patch_size = int(run["patch_size"])
-    grid = int(run["image_size"]) // patch_size
     annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
     for start in range(0, len(annotated), _IMAGES_AT_ONCE):
         rows = annotated[start : start + _IMAGES_AT_ONCE]
-        part = {name: values[rows] for name, values in arrays.items()}
-        seen = {name: counted(of_group, rows, patch_size) for name, of_group in counts.items()}
-        found.add(part["key"].tolist(), _measure(config, part, grid, seen, keeps, maps))
+        part = {
+            label: {name: values[rows] for name, values in own.items()}
+            for label, own in arrays.items()
+        }
+        seen = {
+            name: counted(of_group, rows, sources.run.patch_size)
+            for name, of_group in counts.items()
+        }
+        keys = part[sources.label]["key"].tolist()
+        found.add(keys, _measure(part, _scores(config, part, sources), seen, keeps))
 
 
 def _measure(
-    config: EvaluateConfig,
-    arrays: Arrays,
-    grid: int,
+    arrays: Mapping[str, Arrays],
+    scores: Mapping[str, Tensor],
     seen: Mapping[str, PatchCoverage],
     keeps: Mapping[float, int],
-    maps: Mapping[str, NDArray[np.float32]] | None,
 ) -> Iterator[tuple[tuple[str, str, float], Values]]:
-    """Yields (categories, source, keep ratio) and the `IMAGE_COLUMNS` (B, 7) of B images."""
-    shared = {
-        source: _order(scores) for source, scores in _scores(config, arrays, grid, maps).items()
-    }
+    """Yields (categories, source, keep ratio) and the `IMAGE_COLUMNS` (B, 7) of B images.
+
+    Args:
+        arrays: of the selections, by label.
+        scores: (draws, B, L) of every source but the oracle that keeps its k best.
+        seen: by group of categories.
+        keeps: keep ratio -> k.
+    """
+    shared = {source: _order(values) for source, values in scores.items()}
     for name, coverage in seen.items():
         orders = shared | {ORACLE: _order(oracle_scores(coverage)[None])}
         for source, order in orders.items():
@@ -318,10 +311,11 @@ def _measure(
             for ratio, of_all in zip(keeps, nested, strict=True):
                 values = _columns(of_all).unflatten(0, (draws, -1)).mean(dim=0)
                 yield (name, source, ratio), values.numpy()
-        for ratio in keeps:
-            if kept_name(ratio) in arrays:
-                kept = torch.from_numpy(arrays[kept_name(ratio)].astype(np.int64))
-                yield (name, RANKER, ratio), _columns(agreement(kept, coverage)).numpy()
+        for label, own in arrays.items():
+            for ratio in keeps:
+                if kept_name(ratio) in own:
+                    kept = torch.from_numpy(own[kept_name(ratio)].astype(np.int64))
+                    yield (name, label, ratio), _columns(agreement(kept, coverage)).numpy()
 
 
 def _order(scores: Tensor) -> Tensor:
@@ -334,32 +328,30 @@ def _columns(found: PatchAgreement) -> Tensor:
 
 
 def _scores(
-    config: EvaluateConfig,
-    arrays: Arrays,
-    grid: int,
-    maps: Mapping[str, NDArray[np.float32]] | None,
+    config: EvaluateConfig, arrays: Mapping[str, Arrays], sources: _Sources
 ) -> dict[str, Tensor]:
     """Returns the scores (draws, B, L) of every source but the oracle that keeps its k best."""
-    keys = [str(key) for key in arrays["key"]]
+    first = arrays[sources.label]
+    keys = [str(key) for key in first["key"]]
+    length = sources.run.length
     draws = [
-        torch.stack([random_scores(key, grid**2, draw=draw, seed=config.seed) for key in keys])
+        torch.stack([random_scores(key, length, draw=draw, seed=config.seed) for key in keys])
         for draw in range(config.random_draws)
     ]
-    sources = {
-        CENTER: center_scores(grid).expand(1, len(keys), -1),
+    found = {
+        CENTER: center_scores(sources.run.grid).expand(1, len(keys), -1),
         RANDOM: torch.stack(draws),
     }
-    for source, name in _SCORE_MAPS.items():
-        if name in arrays:  # Selections that no ranker made need not have its scores.
-            sources[source] = torch.from_numpy(arrays[name].astype(np.float32))[None]
-    if maps is not None:
-        for key in keys:
-            if key not in maps:
-                raise RequestError(
-                    f"the teacher's cache has no map of {key!r}; score the shards of the selections"
-                )
-        sources[TEACHER] = torch.from_numpy(np.stack([maps[key] for key in keys]))[None]
-    return sources
+    # Not every selector has scores, and selections that no ranker made need not have any.
+    stored = {
+        top_only(label): (arrays[label], run.score_name) for label, run in sources.runs.items()
+    }
+    for source, (own, name) in ({VARIANCE: (first, "patch_variance")} | stored).items():
+        if name in own:
+            found[source] = torch.from_numpy(own[name].astype(np.float32))[None]
+    if sources.teacher is not None:
+        found[TEACHER] = torch.from_numpy(np.stack(list(sources.teacher.maps(keys))))[None]
+    return found
 
 
 def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int]) -> Evaluation:
@@ -370,7 +362,7 @@ def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int
         for ratio in sorted(keeps):
             tables = {
                 source: images[name, source, ratio]
-                for source in SOURCES
+                for source in in_order(found.labels)
                 if (name, source, ratio) in images
             }
             has_foreground = tables[ORACLE][:, -1] > 0
@@ -388,7 +380,7 @@ def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int
             tables = {source: table[has_foreground] for source, table in tables.items()}
             draw = {"seed": config.seed, "draws": config.bootstrap_draws}
             rows += source_rows(facts, tables, **draw)
-            differences += difference_rows(facts, tables, **draw)
+            differences += difference_rows(facts, tables, found.labels, **draw)
     return Evaluation(rows=rows, differences=differences, keys=keys, images=images)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
-from ltrp_core.partitions import num_visible
 from ltrp_core.patch_metrics import bootstrap_interval
-from ltrp_core.plateaus import Plateaus, map_with_noise, plateaus
+from ltrp_core.plateaus import Plateaus, plateaus
 from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top_k_overlap
 from ltrp_core.repeatability import label_repeatability
 from ltrp_core.selection import num_kept
 from stages.options import check_ranges, option
-from stages.protocols import Arrays, CacheReader, Progress, Summary
+from stages.protocols import CacheReader, Progress, Summary
+from stages.score_maps import ScoreMaps
+from stages.types import ScoreRun
 
 DECILES = 10
 
@@ -84,68 +85,6 @@ class RankingEvaluation:
     """Of every image: key, and each measure of agreement"""
 
 
-@dataclass(slots=True)
-class _Source:
-    """Score maps of a cache, found by key."""
-
-    name: str
-    cache: CacheReader
-    grid: int
-    places: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, name: str, cache: CacheReader) -> _Source:
-        """Reads the keys.
-
-        Raises:
-            RequestError: neither selections nor scores of every patch of one view an image.
-        """
-        run = cache.run
-        source = cls(name, cache, int(run["image_size"]) // int(run["patch_size"]))
-        if run.get("stage") == "score":
-            if run["sampler"] != "cover" or int(run["views"]) != 1:
-                raise RequestError(
-                    f"the {name} cache has no whole score maps of one view an image; score with "
-                    "--sampler cover --views 1"
-                )
-        elif run.get("stage") != "select":
-            raise RequestError(f"the {name} cache is of {run.get('stage')!r}, not score or select")
-        for unit in cache.units:
-            for row, key in enumerate(cache.read(unit, ["key"])["key"].tolist()):
-                if key in source.places:
-                    raise RequestError(f"the {name} cache has the key {key!r} twice")
-                source.places[key] = unit, row
-        return source
-
-    @property
-    def partitions_a_round(self) -> int | None:
-        """Partitions that score every patch once; None of selections."""
-        if self.cache.run["stage"] != "score":
-            return None
-        length = self.grid**2
-        return -(-length // num_visible(length, float(self.cache.run["mask_ratio"])))
-
-    def read(self, unit: str) -> Arrays:
-        """Returns key, size, crop, flip and `map` (N, L) of a unit; of a teacher `error` too."""
-        run, length = self.cache.run, self.grid**2
-        place = ["key", "size", "crop", "flip"]
-        if run["stage"] == "select":
-            name = f"{run.get('source', 'ranker')}_score"
-            arrays = self.cache.read(unit, [*place, name])
-            arrays["map"] = arrays.pop(name).astype(np.float64)
-            return arrays
-        arrays = self.cache.read(unit, [*place, "visible", "score"])
-        lists = (len(arrays["key"]), -1, arrays["visible"].shape[-1])
-        visible = arrays["visible"].reshape(lists).astype(np.int64)
-        score = arrays["score"].reshape(lists)
-        if len(visible):
-            arrays["map"], arrays["error"] = map_with_noise(visible, score, length)
-        else:
-            arrays["map"], arrays["error"] = np.zeros((0, length)), np.zeros((0, length))
-        arrays["visible"], arrays["score"] = visible, score
-        return arrays
-
-
 def run(
     config: RankingConfig, *, first: CacheReader, second: CacheReader, progress: Progress
 ) -> tuple[RankingEvaluation, Summary]:
@@ -157,11 +96,12 @@ def run(
         RequestError: caches without score maps, of different grids or views, or no image in common.
     """
     started = time.monotonic()
-    sources = _Source.open("first", first), _Source.open("second", second)
-    if sources[0].grid != sources[1].grid:
+    sources = ScoreMaps(first, "the first cache"), ScoreMaps(second, "the second cache")
+    grids = [source.run.grid for source in sources]
+    if grids[0] != grids[1]:
         raise RequestError(
-            f"the first cache has a grid of {sources[0].grid} x {sources[0].grid} patches, the "
-            f"second one of {sources[1].grid} x {sources[1].grid}; nothing can be compared"
+            f"the first cache has a grid of {grids[0]} x {grids[0]} patches, the second one of "
+            f"{grids[1]} x {grids[1]}; nothing can be compared"
         )
     summary = Summary(stage="evaluate ranking", done=1)
     images: dict[str, list[Any]] = {"key": []}
@@ -181,10 +121,10 @@ def run(
     alone = [len(source.places) - summary.n_ok for source in sources]
     for source, count in zip(sources, alone, strict=True):
         if count:
-            summary.notes.append(f"{count} image(s) are in the {source.name} cache only")
+            summary.notes.append(f"{count} image(s) are in {source.name} only")
     plateau = [row for source in sources for row in _plateau(config, source, summary)]
     rows = [
-        _row(config, name, np.array(v), sources[0].grid ** 2)
+        _row(config, name, np.array(v), grids[0] ** 2)
         for name, v in images.items()
         if name != "key"
     ]
@@ -193,7 +133,7 @@ def run(
 
 
 def _pairs(
-    sources: Sequence[_Source],
+    sources: Sequence[ScoreMaps],
 ) -> Iterator[tuple[list[str], NDArray[np.float64], NDArray[np.float64]]]:
     """Yields the keys and maps of the images that both have, a unit of the first at a time.
 
@@ -201,18 +141,14 @@ def _pairs(
         RequestError: an image whose views differ, or with patches that were never scored.
     """
     first, second = sources
-    opened: tuple[str, Arrays] = ("", {})
     for unit in first.cache.units:
-        ours = first.read(unit)
+        ours = first.unit(unit)
         keys: list[str] = []
         maps: list[tuple[Any, Any]] = []
         for row, key in enumerate(ours["key"].tolist()):
             if key not in second.places:
                 continue
-            other, place = second.places[key]
-            if other != opened[0]:
-                opened = (other, second.read(other))
-            theirs = opened[1]
+            theirs, place = second.find(key)
             for name in ("size", "crop", "flip"):
                 if not np.array_equal(ours[name][row], theirs[name][place]):
                     raise RequestError(
@@ -220,12 +156,7 @@ def _pairs(
                         f"({theirs[name][place].tolist()}, {ours[name][row].tolist()}): they are "
                         "of other views; score and select with the same --crop"
                     )
-            for source, values in ((first, ours["map"][row]), (second, theirs["map"][place])):
-                if not np.isfinite(values).all():
-                    raise RequestError(
-                        f"the partitions of {key!r} in the {source.name} cache leave patches "
-                        "unscored; score with more --partitions"
-                    )
+            first.check(key, ours["map"][row])
             keys.append(key)
             maps.append((ours["map"][row], theirs["map"][place]))
         if keys:
@@ -264,21 +195,21 @@ def _row(
     )
 
 
-def _plateau(config: RankingConfig, source: _Source, summary: Summary) -> list[PlateauRow]:
+def _plateau(config: RankingConfig, source: ScoreMaps, summary: Summary) -> list[PlateauRow]:
     """Returns the tenths of a teacher's order; none of selections, nor of patches scored once."""
-    rounds = source.partitions_a_round
-    if rounds is None:
+    rounds = source.partitions_per_round
+    if rounds is None or not isinstance(source.run, ScoreRun):
         return []
-    if int(source.cache.run["partitions"]) < 2 * rounds:
+    if source.run.records < 2 * rounds:
         summary.notes.append(
-            f"how flat the {source.name} cache's order is cannot be told: its patches were scored "
+            f"how flat {source.name}'s order is cannot be told: its patches were scored "
             f"once; score with --partitions {2 * rounds} or more"
         )
         return []
     parts: list[Plateaus] = []
     visible, score = [], []
     for unit in source.cache.units:
-        arrays = source.read(unit)
+        arrays = source.unit(unit, with_noise=True)
         if len(arrays["key"]):
             parts.append(plateaus(arrays["map"], arrays["error"], DECILES))
             visible.append(arrays["visible"][:, None])
@@ -286,10 +217,10 @@ def _plateau(config: RankingConfig, source: _Source, summary: Summary) -> list[P
     if not parts:
         return []
     twice = label_repeatability(
-        np.concatenate(visible), np.concatenate(score), source.grid**2, groups=rounds
+        np.concatenate(visible), np.concatenate(score), source.run.length, groups=rounds
     )
     summary.notes.append(
-        f"two draws of the {source.name} cache's teacher agree with tau {twice.tau:.3f} "
+        f"two draws of {source.name}'s teacher agree with tau {twice.tau:.3f} "
         f"({int(source.cache.run['partitions']) // rounds // 2} x each patch)"
     )
     flat, width, height = (
@@ -300,7 +231,7 @@ def _plateau(config: RankingConfig, source: _Source, summary: Summary) -> list[P
     intervals = [bootstrap_interval(flat[:, tenth], **draws) for tenth in range(DECILES)]
     return [
         PlateauRow(
-            source=source.name,
+            source=source.name.split()[1],
             tenth=tenth + 1,
             flat=float(flat[:, tenth].mean()),
             flat_low=low,

@@ -7,10 +7,12 @@ generated from it, so the two cannot drift; `identity` is what a run's id is the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ltrp_core.errors import RequestError
+
+Names = Collection[str] | Callable[[], Collection[str]]
 
 
 def option(
@@ -19,7 +21,7 @@ def option(
     help: str,
     changes_numbers: bool = True,
     absent_by_default: bool = False,
-    names: Collection[str] | None = None,
+    names: Names | None = None,
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -31,8 +33,8 @@ def option(
         changes_numbers: whether the stage's output depends on it; then it is part of the run's id.
         absent_by_default: whether the run's id lacks it at its default: what was made before there
             was the option is then of the same run.
-        names: what a text may be: a table of names, looked at when it is used, so that a row that
-            is added from outside is known.
+        names: what a text may be: a table of names, or what returns one, looked at when it is used,
+            so that a row that is added from outside is known.
         low: smallest allowed value, inclusive.
         high: largest allowed value, inclusive.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +20,15 @@ from ltrp_core.rankers import Ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.selection import num_homogeneous, top_patches
 from ltrp_core.selectors.references import random_scores
-from ltrp_core.views import denormalize, normalize, render_mask, render_view
+from ltrp_core.views import View, denormalize, normalize, render_mask, render_view
 from stages.evaluation.annotation_join import UsedOnce
+from stages.evaluation.beside import Beside
+from stages.evaluation.sources import RANDOM, TEACHER, VARIANCE
 from stages.options import check_ranges, option
 from stages.protocols import Annotations, Arrays, CacheReader, Foreground, Sample
 from stages.records import kept_name, recorded_view
-
-RANKER, TEACHER, BASELINE = "ranker", "teacher", "baseline"
-VARIANCE, RANDOM = "patch variance", "random"
-SOURCES = (RANKER, TEACHER, BASELINE, VARIANCE, RANDOM)
-"""Whose order the kept patches can be shown in; `select` goes by one of the first three."""
+from stages.score_maps import ScoreMaps
+from stages.types import SelectRun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +44,20 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+class Kept(NamedTuple):
+    """One selection of one image."""
+
+    patches: NDArray[np.int64]
+    """(k,) as `select` wrote them: best first, then homogeneous"""
+    num_homogeneous: int
+    """How many of them, the last ones, stand for homogeneous regions"""
+
+    @property
+    def best(self) -> NDArray[np.int64]:
+        """The patches that were kept for their scores."""
+        return self.patches[: len(self.patches) - self.num_homogeneous]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,16 +77,13 @@ class GalleryImage:
     """(S, S, 3): an ordinary reconstruction from the other n - 1 patches"""
     difference: NDArray[np.float32]
     """(S, S): between the two reconstructions, mean over channels, in 8-bit levels"""
-    selected_by: str
-    """The source that `select` went by"""
+    selections: Mapping[str, Mapping[float, Kept]]
+    """label -> keep ratio -> what `select` kept; in the order that they are shown in"""
     scores: Mapping[str, NDArray[np.float32]]
-    """source -> (L,); the teacher's only if a cover cache has the image"""
+    """source -> (L,): of selections with scores, of the teacher if a cover cache has the image, and
+    patch variance"""
     orders: Mapping[str, NDArray[np.int64]]
-    """source -> (L,): all patches, the first to keep first"""
-    kept: Mapping[float, NDArray[np.int64]]
-    """keep ratio -> (k,) as `select` wrote it: best first, then homogeneous"""
-    num_homogeneous: Mapping[float, int]
-    """keep ratio -> how many of `kept`, the last ones, stand for homogeneous regions"""
+    """source -> (L,): all patches, the first to keep first; of those with scores, and random"""
     foreground: NDArray[np.bool_] | None
     """(S, S), if the image is annotated"""
 
@@ -112,25 +122,51 @@ def gallery_keys(selections: CacheReader, config: ReportConfig) -> dict[str, str
     return {key: units[key] for key in sorted(config.key)}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Models:
+    """What all images of a gallery are shown with."""
+
+    config: ReportConfig
+    mae: MaskedAutoencoder
+    runs: Mapping[str, SelectRun]
+    """By label"""
+    teacher: ScoreMaps | None
+
+
 def run(
     config: ReportConfig,
     samples: Iterator[Sample],
     *,
-    selections: CacheReader,
+    selections: Mapping[str, CacheReader],
     mae: MaskedAutoencoder,
-    teacher_maps: Mapping[str, NDArray[np.float32]],
+    teacher: ScoreMaps | None,
     annotations: Annotations | None,
 ) -> Iterator[GalleryImage]:
     """Yields the gallery's images from the `samples` that were selected from.
 
     Ends as soon as it has all of them.
 
+    Args:
+        selections: by label, of the same views; the first one says which images there are.
+
     Raises:
         RequestError: two stored selections of an image contradict each other, `samples` lack an
             image, or two images have one annotation.
     """
-    units = gallery_keys(selections, config)
-    arrays = {unit: selections.read(unit) for unit in sorted(set(units.values()))}
+    (label, first), *others = selections.items()
+    first_run = SelectRun.of(first.run, label)
+    beside = [Beside(name, cache, first_run) for name, cache in others]
+    models = _Models(
+        config=config,
+        mae=mae,
+        runs={label: first_run} | {other.label: other.run for other in beside},
+        teacher=teacher,
+    )
+    units = gallery_keys(first, config)
+    read: dict[str, dict[str, Arrays]] = {}
+    for unit in sorted(set(units.values())):
+        arrays = first.read(unit)
+        read[unit] = {label: arrays} | {o.label: o.rows(unit, arrays) for o in beside}
     missing = set(units)
     used = UsedOnce()
     while missing:
@@ -143,14 +179,19 @@ def run(
         if sample.key not in missing:
             continue
         missing.remove(sample.key)
-        unit = arrays[units[sample.key]]
-        row = unit["key"].tolist().index(sample.key)
+        of_unit = read[units[sample.key]]
+        row = of_unit[label]["key"].tolist().index(sample.key)
         found = None
         if annotations is not None:
             found = annotations.foreground(sample.key, *sample.image.shape[:2])
         if found is not None:
             used.add(units[sample.key], [sample.key], [found.name])
-        yield _gallery_image(config, sample, unit, row, selections.run, mae, teacher_maps, found)
+        rows = {
+            name: {array: values[row] for array, values in arrays.items()}
+            for name, arrays in of_unit.items()
+        }
+        view = recorded_view(of_unit[label], row)
+        yield _gallery_image(models, sample, view, rows, found)
 
 
 def attention_profile(
@@ -208,16 +249,14 @@ def stored_order(
 
 @torch.no_grad()
 def _gallery_image(
-    config: ReportConfig,
+    models: _Models,
     sample: Sample,
-    arrays: Arrays,
-    row: int,
-    run: Mapping[str, Any],
-    mae: MaskedAutoencoder,
-    teacher_maps: Mapping[str, NDArray[np.float32]],
+    view: View,
+    rows: Mapping[str, Mapping[str, Any]],
     found: Foreground | None,
 ) -> GalleryImage:
-    view = recorded_view(arrays, row)
+    """Returns one image; `rows` are its row of every selection, by label."""
+    config, mae = models.config, models.mae
     pixels = render_view(sample.image, view, mae.config.image_size)
     images = normalize(pixels)[None]
     length = mae.config.num_patches
@@ -227,16 +266,8 @@ def _gallery_image(
     best = int(leave_one_out_scores(mae, images, visible)[0].argmax())
     others = torch.cat([visible[:, :best], visible[:, best + 1 :]], dim=1)
     whole, without = (_reconstruction(mae, images, given) for given in (visible, others))
-    kept = {
-        float(ratio): arrays[kept_name(ratio)][row].astype(np.int64) for ratio in run["keep_ratio"]
-    }
-    homogeneous = {
-        ratio: num_homogeneous(float(run["homogeneous"]), len(chosen))
-        for ratio, chosen in kept.items()
-    }
-    selected_by = str(run.get("source", RANKER))
-    scores = _scores(arrays, row, teacher_maps.get(sample.key))
-    orders = _orders(config, sample.key, length, scores, selected_by, kept, homogeneous)
+    selections = {label: _kept(run, rows[label]) for label, run in models.runs.items()}
+    scores = _scores(models, sample.key, rows)
     return GalleryImage(
         key=sample.key,
         photo=pixels.permute(1, 2, 0).numpy(),
@@ -245,28 +276,40 @@ def _gallery_image(
         left_out=int(visible[0, best]),
         reconstruction_without=_picture(without),
         difference=_difference(whole, without),
-        selected_by=selected_by,
+        selections=selections,
         scores=scores,
-        orders=orders,
-        kept=kept,
-        num_homogeneous=homogeneous,
+        orders=_orders(config, sample.key, length, scores, selections),
         foreground=(
             None if found is None else render_mask(found.is_foreground, view, mae.config.image_size)
         ),
     )
 
 
+def _kept(run: SelectRun, row: Mapping[str, Any]) -> dict[float, Kept]:
+    has_scores = run.score_name in row
+    found = {}
+    for ratio in run.keep_ratio:
+        patches = row[kept_name(ratio)].astype(np.int64)
+        # A selector without scores chooses all k by itself.
+        count = num_homogeneous(run.homogeneous, len(patches)) if has_scores else 0
+        found[ratio] = Kept(patches, count)
+    return found
+
+
 def _scores(
-    arrays: Arrays, row: int, teacher: NDArray[np.float32] | None
+    models: _Models, key: str, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Selections have the scores that they were made by, or none."""
-    stored = {source: f"{source}_score" for source in (RANKER, TEACHER, BASELINE)}
-    stored[VARIANCE] = "patch_variance"
-    scores = {} if teacher is None else {TEACHER: teacher}
+    """Returns the scores of each source that has any."""
+    stored = {label: (rows[label], run.score_name) for label, run in models.runs.items()}
+    stored[VARIANCE] = next(iter(rows.values())), "patch_variance"
+    teacher = models.teacher
+    scores = {}
+    if teacher is not None and key in teacher.places:
+        scores[TEACHER] = teacher.map(key)
     return scores | {
-        source: arrays[name][row].astype(np.float32)
-        for source, name in stored.items()
-        if name in arrays
+        source: row[name].astype(np.float32)
+        for source, (row, name) in stored.items()
+        if name in row
     }
 
 
@@ -275,9 +318,7 @@ def _orders(
     key: str,
     length: int,
     scores: Mapping[str, NDArray[np.float32]],
-    selected_by: str,
-    kept: Mapping[float, NDArray[np.int64]],
-    homogeneous: Mapping[float, int],
+    selections: Mapping[str, Mapping[float, Kept]],
 ) -> dict[str, NDArray[np.int64]]:
     draw = random_scores(key, length, draw=0, seed=config.seed)
     by_score = {RANDOM: draw} | {
@@ -286,14 +327,15 @@ def _orders(
     orders = {
         source: top_patches(values[None], length)[0].numpy() for source, values in by_score.items()
     }
-    best = [chosen[: len(chosen) - homogeneous[ratio]] for ratio, chosen in kept.items()]
-    try:
-        stored = scores.get(selected_by, np.zeros(length, np.float32))
-        orders[selected_by] = stored_order(stored, best)
-    except RequestError as error:
-        raise RequestError(
-            f"image {key!r}: {error}; check the selections with `ltrp-pipeline verify --deep`"
-        ) from error
+    for label, kept in selections.items():
+        if label not in scores:
+            continue
+        try:
+            orders[label] = stored_order(scores[label], [one.best for one in kept.values()])
+        except RequestError as error:
+            raise RequestError(
+                f"image {key!r}: {error}; check the selections with `ltrp-pipeline verify --deep`"
+            ) from error
     return orders
 
 

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.patches import patchify
-from ltrp_core.selection import num_kept, select_patches_at
+from ltrp_core.selection import num_kept
+from ltrp_core.selectors import (
+    ScoreSelector,
+    Selector,
+    SelectorOptions,
+    create_selector,
+    selector_spec,
+)
+from ltrp_core.selectors.base import PATCH_SIZE
 from ltrp_core.selectors.references import patch_variance
 from ltrp_core.views import Crop, normalize, render_view
 from stages.devices import resolve_device
@@ -21,34 +28,51 @@ from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import kept_name, stack_rows, view_row
 from stages.selectors import (
-    BASELINES,
-    BaselineSource,
+    TEACHER,
     KnownMap,
     OpenTeacher,
-    RankerSource,
-    ScoreSource,
-    TeacherSource,
-    checked_geometry,
+    TeacherSelector,
+    baseline_names,
+    choose,
+    made_view,
+    names,
 )
-from stages.weights import check_same_ranker
+from stages.types import SelectRun
+from stages.weights import check_same_file
 
-_BASELINE_IMAGE, _BASELINE_PATCH = 224, 16
-"""Pixels, where no model says otherwise: the paper's."""
+SCHEMA = 3
+"""Of what is newly written: `score`, and the selector's name in the run. Selections of schema 2
+(`ranker_score`, `teacher_score`, `baseline_score`) are gone on with as they are."""
+_SHORTHANDS = ("ranker", "teacher", "baseline", "selector")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig:
     """Options of `select`."""
 
+    selector: str = option("", names=names, help="what chooses the patches", changes_numbers=False)
+    weights: str = option(
+        "",
+        help="of --selector, where it has any: a file, a folder, hf-hub:ID",
+        changes_numbers=False,
+    )
     ranker: str = option(
         "",
-        help="scores: --out folder of `train-ranker`, ranker_tiny (the package's own), hf-hub:ID",
+        help="short for --selector ranker --weights: --out folder of `train-ranker`, ranker_tiny "
+        "(the package's own), hf-hub:ID",
         changes_numbers=False,
     )
     teacher: str = option(
-        "", help="or: cache of `score --sampler cover`, with its views", changes_numbers=False
+        "",
+        help="short for --selector teacher --weights: cache of `score --sampler cover`, with its "
+        "views",
+        changes_numbers=False,
     )
-    baseline: str = option("", help=f"or: {', '.join(BASELINES)}")
+    baseline: str = option(
+        "",
+        help="short for --selector, of those without weights: random, center, patch-variance",
+        changes_numbers=False,
+    )
     keep_ratio: tuple[float, ...] = option(
         (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"
     )
@@ -57,16 +81,16 @@ class SelectConfig:
     )
     crop: Crop = option(
         "eval",
-        help="eval: centre crop; resize: the whole image, squashed square; none: the image is of "
+        help="eval: center crop; resize: the whole image, squashed square; none: the image is of "
         "the view's size already; train: random resized crop and flip. With --teacher: as scored",
     )
     image_size: int = option(
         0, low=0, help="side of the view in px; 0: the model's. Positions are interpolated"
     )
     patch_size: int = option(
-        0, low=0, help=f"in px; 0: the model's, of a baseline {_BASELINE_PATCH}"
+        0, low=0, help=f"in px; 0: the model's, of a selector without one {PATCH_SIZE}"
     )
-    seed: int = option(0, help="of the views when --crop train, and of --baseline random")
+    seed: int = option(0, help="of the views when --crop train, and of selectors that draw")
     batch_size: int = option(32, low=1, help="images at a time", changes_numbers=False)
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
 
@@ -74,23 +98,55 @@ class SelectConfig:
         check_ranges(self)
         if len(set(self.keep_ratio)) != len(self.keep_ratio):
             raise RequestError(f"--keep-ratio is given twice: {self.keep_ratio}")
-        given = [name for name in ("ranker", "teacher", "baseline") if getattr(self, name)]
+        given = [name for name in _SHORTHANDS if getattr(self, name)]
         if len(given) != 1:
             words = "none" if not given else " and ".join(f"--{name}" for name in given)
             raise RequestError(
-                f"give exactly one of --ranker, --teacher, --baseline; {words} was given"
+                f"give exactly one of {', '.join(f'--{n}' for n in _SHORTHANDS)}; {words} was given"
             )
-        if self.baseline and self.baseline not in BASELINES:
-            raise unknown_name("baseline", self.baseline, BASELINES)
+        if self.baseline and self.baseline not in baseline_names():
+            raise unknown_name("baseline", self.baseline, baseline_names())
+        if self.selector and self.selector not in names():
+            raise unknown_name("selector", self.selector, names())
+        if self.weights and not self.selector:
+            raise RequestError(f"--{given[0]} names its weights itself; leave --weights out")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        takes = self.method == TEACHER or selector_spec(self.method).weights_file is not None
+        if takes and not self.source:
+            raise RequestError(f"--selector {self.method} needs --weights")
+        if self.source and not takes:
+            raise RequestError(f"--selector {self.method} has no weights; leave --weights out")
+
+    @property
+    def method(self) -> str:
+        """Name of the selector."""
+        if self.ranker or self.teacher:
+            return "ranker" if self.ranker else TEACHER
+        return self.selector or self.baseline
 
     @property
     def source(self) -> str:
-        """What scores the patches: `ranker`, `teacher` or `baseline`."""
-        return "ranker" if self.ranker else "teacher" if self.teacher else "baseline"
+        """Where its weights, or its cached scores, come from; empty if it has none."""
+        return self.ranker or self.teacher or self.weights
+
+    @property
+    def weights_option(self) -> str:
+        """The option that named `source`."""
+        given = next(name for name in _SHORTHANDS if getattr(self, name))
+        return f"--{given}" if given in ("ranker", "teacher") else "--weights"
 
 
-def selection_fields(config: SelectConfig, length: int) -> dict[str, ArrayField]:
+def selection_fields(
+    config: SelectConfig, length: int, score_name: str | None = "score"
+) -> dict[str, ArrayField]:
     """Returns the arrays of a unit of selections.
+
+    Args:
+        config: options.
+        length: L.
+        score_name: of the scores; None: the selector has none.
 
     Raises:
         RequestError: a keep ratio leaves no patch of `length`.
@@ -102,7 +158,7 @@ def selection_fields(config: SelectConfig, length: int) -> dict[str, ArrayField]
         "size": ArrayField(dtype="int32", shape=(2,), fill=-1),
         "crop": ArrayField(dtype="float32", shape=(1, 4), fill=float("nan")),
         "flip": ArrayField(dtype="bool", shape=(1,), fill=False),
-        f"{config.source}_score": maps,
+        **({score_name: maps} if score_name else {}),
         "patch_variance": maps,
         **{
             kept_name(ratio): ArrayField(
@@ -113,45 +169,41 @@ def selection_fields(config: SelectConfig, length: int) -> dict[str, ArrayField]
     }
 
 
-def open_source(config: SelectConfig, open_teacher: OpenTeacher | None, device: str) -> ScoreSource:
-    """Returns what scores the patches, on `device`.
+def open_selector(config: SelectConfig, open_teacher: OpenTeacher | None, device: str) -> Selector:
+    """Returns what chooses the patches, on `device`.
 
     Raises:
-        CheckpointError: the ranker cannot be used.
-        RequestError: options that do not fit the ranker or the teacher.
+        CheckpointError: its weights cannot be used.
+        RequestError: options that do not fit the selector or the teacher.
     """
-    source: ScoreSource
-    if config.ranker:
-        source = RankerSource(config.ranker, config.image_size, config.crop, config.seed, device)
-    elif open_teacher is not None:
-        teacher = open_teacher()
-        source = TeacherSource(teacher)
-        crop = teacher.run["crop"]
-        if crop != config.crop:
-            raise RequestError(
-                f"--crop is {config.crop}, and the views of --teacher are {crop}; say --crop {crop}"
-            )
-        if config.image_size not in (0, source.geometry.image_size):
-            raise RequestError(
-                f"--image-size is {config.image_size}, and the views of --teacher have "
-                f"{source.geometry.image_size} px; leave the option out"
-            )
-    else:
-        geometry = checked_geometry(
-            config.image_size or _BASELINE_IMAGE, config.patch_size or _BASELINE_PATCH
+    if config.method != TEACHER:
+        options = SelectorOptions(
+            weights=config.source,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            homogeneous=config.homogeneous,
+            seed=config.seed,
+            device=device,
         )
-        return BaselineSource(config.baseline, geometry, config.crop, config.seed)
-    if config.patch_size not in (0, source.geometry.patch_size):
-        raise RequestError(
-            f"--patch-size is {config.patch_size}, and --{config.source} has patches of "
-            f"{source.geometry.patch_size} px; leave the option out"
-        )
-    return source
+        return create_selector(config.method, options)
+    if open_teacher is None:
+        raise RequestError("--teacher: its cache must be opened by who runs the stage")
+    teacher = TeacherSelector(open_teacher(), config.homogeneous)
+    for name, asked, own in (
+        ("crop", config.crop, teacher.crop),
+        ("image-size", config.image_size or teacher.image_size, teacher.image_size),
+        ("patch-size", config.patch_size or teacher.patch_size, teacher.patch_size),
+    ):
+        if asked != own:
+            raise RequestError(
+                f"--{name} is {asked}, and the views of --teacher are {own}; say --{name} {own}"
+            )
+    return teacher
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSample:
-    """A sample as its scores are made."""
+    """A sample as its patches are chosen."""
 
     rows: dict[str, Any]
     """One row of `key`, `size`, `crop` and `flip`."""
@@ -162,7 +214,7 @@ class PreparedSample:
 
 
 class UnitSelector:
-    """Selects the patches of one shard after another by one source of scores."""
+    """Selects the patches of one shard after another by one selector."""
 
     def __init__(
         self,
@@ -170,34 +222,46 @@ class UnitSelector:
         open_teacher: OpenTeacher | None = None,
         device: str = "auto",
         *,
-        ranker_sha256: str | None = None,
+        weights_sha256: str | None = None,
+        score_name: str = "score",
     ) -> None:
-        """Opens the source.
+        """Opens the selector.
 
         Args:
-            ranker_sha256: what the ranker's weights must be, where they are read on another
-                machine; None = any.
+            config: options.
+            open_teacher: opens the teacher's cache, if it is the teacher that selects.
+            device: where this worker computes; `auto` = what `config.device` says.
+            weights_sha256: what the weights must be, where they are read on another machine.
+            score_name: the array of the scores.
 
         Raises:
-            CheckpointError: they are others.
+            CheckpointError: the weights cannot be used, or are others.
+            RequestError: options that do not fit each other.
         """
-        check_same_ranker(config.ranker, ranker_sha256)
+        if weights_sha256 is not None:
+            file = weights_file(config)
+            check_same_file(config.weights_option, config.source, file, weights_sha256)
         self.config = config
-        self.device = resolve_device(device if config.device == "auto" else config.device)
-        self.source = open_source(config, open_teacher, str(self.device))
-        self.length = self.source.geometry.grid**2
-        self.fields = selection_fields(config, self.length)
+        self.device = resolve_device(config.device if device == "auto" else device)
+        self.selector = open_selector(config, open_teacher, str(self.device))
+        self.length = self.selector.grid**2
+        self.score_name = score_name if isinstance(self.selector, ScoreSelector) else None
+        self.fields = selection_fields(config, self.length, self.score_name)
 
     def prepare(self, sample: Sample) -> PreparedSample:
-        """Returns the view of a sample that is selected from."""
-        view, known = self.source.prepare(sample)
+        """Renders the view that is selected from."""
+        known: KnownMap = None
+        size = self.selector.image_size
+        if isinstance(self.selector, TeacherSelector):
+            view, known = self.selector.view(sample)
+        else:
+            view = made_view(sample, self.config.crop, self.config.seed, size)
         rows = {
             "key": sample.key,
             "size": sample.image.shape[:2],
             "crop": [view_row(view)],
             "flip": [view.flip],
         }
-        size = self.source.geometry.image_size
         return PreparedSample(rows, render_view(sample.image, view, size), known)
 
     def batches(self, prepared: Iterable[PreparedSample]) -> Iterator[Arrays]:
@@ -220,21 +284,22 @@ class UnitSelector:
     def _select(self, group: Sequence[PreparedSample]) -> Arrays:
         images = normalize(torch.stack([sample.pixels for sample in group]).to(self.device))
         keys = [sample.rows["key"] for sample in group]
-        scores = self.source.scores(keys, [sample.known for sample in group], images)
-        patch_size = self.source.geometry.patch_size
-        made = {
-            f"{self.config.source}_score": scores.cpu().numpy(),
-            "patch_variance": patch_variance(images, patch_size).cpu().numpy(),
-        }
-        selected = select_patches_at(
-            scores,
-            [num_kept(ratio, self.length) for ratio in self.config.keep_ratio],
-            patches=patchify(images, patch_size),
-            homogeneous=self.config.homogeneous,
-        )
+        keeps = [num_kept(ratio, self.length) for ratio in self.config.keep_ratio]
+        known = [sample.known for sample in group]
+        selected, scores = choose(self.selector, images, keys, keeps, known)
+        variance = patch_variance(images, self.selector.patch_size)
+        made = {"patch_variance": variance.cpu().numpy()}
+        if scores is not None and self.score_name:
+            made[self.score_name] = scores.cpu().numpy()
         for ratio, kept in zip(self.config.keep_ratio, selected, strict=True):
             made[kept_name(ratio)] = kept.cpu().numpy()
         return made
+
+
+def weights_file(config: SelectConfig) -> Any:
+    """Returns the file whose sha256 says which weights select, or None if there is none."""
+    spec = None if config.method == TEACHER else selector_spec(config.method)
+    return spec.weights_file(config.source) if spec and spec.weights_file else None
 
 
 def run(
@@ -246,35 +311,57 @@ def run(
 ) -> Summary:
     """Writes the selections of every pending shard.
 
+    Selections that were begun with schema 2 are gone on with in schema 2.
+
     Args:
         config: options.
         units: where the shards are, and what is written.
-        made_by: what the scores depend on beside the options, such as the sha256 of the weights;
-            part of the identity.
-        open_teacher: opens the cache `config.teacher`.
+        made_by: what the choice depends on beside the options: `weights_sha256`, or `teacher_run`
+            and `teacher_views`; part of the identity.
+        open_teacher: opens the teacher's cache.
 
     Raises:
-        CheckpointError: the ranker cannot be used; nothing has been written then.
+        CheckpointError: the weights cannot be used; nothing has been written then.
         RequestError: k out of range, or options that do not fit each other.
     """
-    geometry = open_source(config, open_teacher, "cpu").geometry
+    selector = open_selector(config, open_teacher, "cpu")
+    begun = units.begun()
     selected_by = {
         **identity(config),
+        "image_size": selector.image_size,
+        "patch_size": selector.patch_size,
         **made_by,
-        "source": config.source,
-        "image_size": geometry.image_size,
-        "patch_size": geometry.patch_size,
+        "schema": SCHEMA,
+        "selector": config.method,
     }
-    fields = selection_fields(config, geometry.grid**2)
+    if int(begun.get("schema", SCHEMA)) < SCHEMA:
+        selected_by = _as_schema_2(selected_by)
+    run = SelectRun.of(selected_by)
+    has_scores = isinstance(selector, ScoreSelector)
     summary = units.run(
         "select",
         functools.partial(
-            UnitSelector, config, open_teacher, ranker_sha256=made_by.get("ranker_sha256")
+            UnitSelector,
+            config,
+            open_teacher,
+            weights_sha256=made_by.get("weights_sha256"),
+            score_name=run.score_name,
         ),
         identity=selected_by,
-        fields=fields,
+        fields=selection_fields(config, selector.grid**2, run.score_name if has_scores else None),
     )
     summary.next_step = (
         f"ltrp-pipeline evaluate patches --selections {summary.output} --annotations instances.json"
     )
     return summary
+
+
+def _as_schema_2(selected_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the identity of the same run as schema 2 has it."""
+    old = {name: value for name, value in selected_by.items() if name != "selector"}
+    method = selected_by["selector"]
+    source = method if method in ("ranker", TEACHER) else "baseline"
+    old |= {"schema": 2, "source": source, "baseline": method if source == "baseline" else ""}
+    if "weights_sha256" in old:
+        old["ranker_sha256"] = old.pop("weights_sha256")
+    return old

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from pathlib import Path
 
 from ltrp_core.errors import CheckpointError
-from ltrp_core.rankers import locate_ranker
-from ltrp_core.rankers.folder import WEIGHTS
 from ltrp_core.regular_files import open_regular
 
 
@@ -33,9 +32,9 @@ def check_same_weights(
         )
 
 
-def check_same_ranker(source: str, wanted: str | None) -> None:
-    """Compares the sha256 of a ranker's weights file; see `check_same_weights`."""
+def check_same_file(option: str, source: str, file: Path, wanted: str | None) -> None:
+    """Compares the sha256 of the weights file of `source`; see `check_same_weights`."""
     if wanted is not None:
-        with open_regular(locate_ranker(source) / WEIGHTS) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        check_same_weights("--ranker", source, found, wanted)
+        with open_regular(file) as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        check_same_weights(option, source, found, wanted)

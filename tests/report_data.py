@@ -15,8 +15,9 @@ from pipeline.report import (
     TrainingCurve,
 )
 from pipeline.report.cache_figures import score_figures
-from stages.evaluate_patches import REFERENCES, SOURCES, DifferenceRow, EvaluationRow
-from stages.report import AttentionProfile, GalleryImage
+from stages.evaluation.rows import DifferenceRow, EvaluationRow, Interval
+from stages.evaluation.sources import REFERENCES, in_order
+from stages.report import AttentionProfile, GalleryImage, Kept
 
 GRID, SIDE = 14, 224
 LENGTH = GRID * GRID
@@ -56,7 +57,8 @@ def gallery_image(key: str, array: np.ndarray, box: tuple[int, int, int, int]) -
     for ratio in RATIOS:
         best = kept_count(ratio) - homogeneous_count(ratio)
         order = orders["ranker"]
-        kept[ratio] = np.concatenate([order[:best], order[::-1][: homogeneous_count(ratio)]])
+        patches = np.concatenate([order[:best], order[::-1][: homogeneous_count(ratio)]])
+        kept[ratio] = Kept(patches, homogeneous_count(ratio))
     visible = np.sort(np.random.default_rng(3).permutation(LENGTH)[:19])
     rows, columns = np.mgrid[:SIDE, :SIDE]
     top, left, height, width = box
@@ -71,11 +73,9 @@ def gallery_image(key: str, array: np.ndarray, box: tuple[int, int, int, int]) -
         left_out=int(visible[7]),
         reconstruction_without=without,
         difference=np.abs(rough.astype(np.float32) - without).mean(axis=2),
-        selected_by="ranker",
+        selections={"ranker": kept},
         scores=scores,
         orders=orders,
-        kept=kept,
-        num_homogeneous={ratio: homogeneous_count(ratio) for ratio in RATIOS},
         foreground=ellipse < 0.25,
     )
 
@@ -83,7 +83,7 @@ def gallery_image(key: str, array: np.ndarray, box: tuple[int, int, int, int]) -
 def evaluation_rows(categories: str = "all") -> list[EvaluationRow]:
     rows = []
     for ratio in RATIOS:
-        for rank, source in enumerate((*SOURCES[:-1], "oracle")):
+        for rank, source in enumerate(in_order(["ranker"])):
             precision = (
                 0.99 - 0.3 * ratio if source == "oracle" else 0.62 - 0.2 * ratio - 0.03 * rank
             )
@@ -97,10 +97,14 @@ def evaluation_rows(categories: str = "all") -> list[EvaluationRow]:
                     keep_ratio=ratio,
                     kept=kept_count(ratio),
                     num_images=24,
-                    **values,
-                    **{f"{name}_low": value - 0.05 for name, value in values.items()},
-                    **{f"{name}_high": value + 0.04 for name, value in values.items()},
-                    **{f"pooled_{name}": value for name, value in values.items()},
+                    figures={
+                        name: Interval(value, value - 0.05, value + 0.04)
+                        for name, value in values.items()
+                    }
+                    | {
+                        f"pooled_{name}": Interval(value, np.nan, np.nan)
+                        for name, value in values.items()
+                    },
                 )
             )
     return rows
@@ -119,9 +123,10 @@ def difference_rows(categories: str = "all") -> list[DifferenceRow]:
                     keep_ratio=ratio,
                     kept=kept_count(ratio),
                     num_images=24,
-                    **values,
-                    **{f"{name}_low": value - 0.02 for name, value in values.items()},
-                    **{f"{name}_high": value + 0.02 for name, value in values.items()},
+                    figures={
+                        name: Interval(value, value - 0.02, value + 0.02)
+                        for name, value in values.items()
+                    },
                 )
             )
     return rows

@@ -25,7 +25,7 @@ def selection_arrays(keys, seed):
         "size": np.full((count, 2), SIZE, np.int32),
         "crop": np.tile(np.array([0, 0, SIZE, SIZE], np.float32), (count, 1, 1)),
         "flip": np.zeros((count, 1), bool),
-        "ranker_score": scores.astype(np.float16),
+        "score": scores.astype(np.float16),
         "patch_variance": rng.random((count, GRID**2)).astype(np.float16),
     } | {f"kept_{ratio:g}": order[:, : num_kept(ratio, GRID**2)] for ratio in RATIOS}
 
@@ -34,6 +34,7 @@ def write_selections(path, units, seed=0):
     """Writes a cache of selections; `units` is keys by the name of a shard without .tar."""
     fields = selection_fields(SelectConfig(ranker="none", keep_ratio=RATIOS), GRID**2)
     run = {"keep_ratio": RATIOS, "image_size": SIZE, "patch_size": PATCH, "store": "zarr"}
+    run |= {"schema": 3, "selector": "ranker"}
     cache = create_cache(path, "select", run | {"seed": seed})
     form = FORMS["zarr"]
     for number, (shard, keys) in enumerate(units.items()):

@@ -25,6 +25,8 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.options",
     "stages.records",
     "stages.selectors",
+    "stages.score_maps",
+    "stages.types",
     "stages.devices",
     "stages.weights",
     "stages.training",

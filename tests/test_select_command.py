@@ -59,9 +59,9 @@ def assert_table_is(cache, rows):
 def test_a_ranker_s_selections_are_stored_and_tabled(shards, ranker_folder, tmp_path, store):
     select(shards, tmp_path / "s", "--ranker", ranker_folder, "--store", store)
     cache = open_cache(tmp_path / "s")
-    assert cache.run["source"] == "ranker"
+    assert cache.run["selector"] == "ranker"
     assert (cache.run["image_size"], cache.run["patch_size"]) == (48, 8)
-    assert len(cache.run["ranker_sha256"]) == 64
+    assert len(cache.run["weights_sha256"]) == 64
     assert_table_is(cache, 12)
     run("verify", tmp_path / "s", "--deep")
 
@@ -72,7 +72,7 @@ def test_the_teacher_s_mean_scores_select_on_its_recorded_views(shards, small_ma
     select(shards, tmp_path / "s", "--teacher", tmp_path / "c", "--crop", "train",
            "--keep-ratio", 0.5, "--homogeneous", 0)  # fmt: skip
     cache, teacher = open_cache(tmp_path / "s"), open_cache(tmp_path / "c")
-    assert cache.run["source"] == "teacher"
+    assert cache.run["selector"] == "teacher"
     assert cache.run["teacher_run"] == teacher.run_id
     for unit in cache.units:
         ours, theirs = cache.read(unit), teacher.read(unit)
@@ -81,7 +81,7 @@ def test_the_teacher_s_mean_scores_select_on_its_recorded_views(shards, small_ma
         for row in range(len(ours["key"])):
             visible, score = (theirs[name][row].reshape(-1) for name in ("visible", "score"))
             means = [score[visible == patch].astype(float).mean() for patch in range(36)]
-            np.testing.assert_array_equal(ours["teacher_score"][row], np.float16(np.float32(means)))
+            np.testing.assert_array_equal(ours["score"][row], np.float16(np.float32(means)))
             kept = select_patches(torch.tensor(means)[None].float(), num_kept(0.5, 36))
             assert ours["kept_0.5"][row].tolist() == kept[0].tolist()
 
@@ -136,8 +136,9 @@ def test_selections_of_any_source_are_evaluated_and_shown(shards, small_mae, tmp
     table, err = run("evaluate", "patches", "--selections", tmp_path / "s", "--annotations",
                      tmp_path / "masks", "--teacher", tmp_path / "c",
                      "--out", tmp_path / "e")  # fmt: skip
-    name = "center" if source == "baseline" else "the teacher's scores"
-    assert f"what `select` kept by {name}; no ranker did" in " ".join((table + err).split())
+    name = "center (selected)" if source == "baseline" else "teacher (selected)"
+    assert f"{name}, top-k only" in table, err
+    assert f"all categories: {name} minus each reference" in table
     run("report", "--selections", tmp_path / "s", "--shards", shards, "--mae", small_mae,
         "--teacher", tmp_path / "c", "--evaluation", tmp_path / "e",
         "--out", tmp_path / "report")  # fmt: skip
@@ -154,13 +155,13 @@ def test_another_source_is_another_run(shards, ranker_folder, tmp_path):
     select(shards, tmp_path / "s", *BASELINE)
     for options in (("--ranker", ranker_folder), ("--baseline", "random", *BASELINE[2:])):
         complaint = one_line_error("select", "--shards", shards, "--out", tmp_path / "s", *options)
-        assert "baseline" in complaint
+        assert "selector: 'center' there" in complaint
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "exactly one of --ranker, --teacher, --baseline"),
+        ((), "exactly one of --ranker, --teacher, --baseline, --selector"),
         (("--ranker", "r", "--baseline", "center"), "exactly one of"),
         (("--baseline", "middle"), "baseline 'middle'"),
         (("--ranker", "nowhere"), "no ranker in 'nowhere'"),

@@ -1,4 +1,38 @@
-"""What the selected patches are compared with at the same k (Sec. 4.1, Fig. 4 and 5).
+"""What chooses patches: a ranker, and what it is compared with at the same k (Sec. 4.1, Fig. 4, 5).
 
-Each baseline gives scores, higher = kept first, and goes through the same selection as a ranker.
+Start at `create_selector`. The rows are here; a method is one file beside this one.
 """
+
+from ltrp_core.selectors import baselines, ranker
+from ltrp_core.selectors.base import (
+    ENTRY_POINTS,
+    SELECTORS,
+    ScoreSelector,
+    Selector,
+    SelectorOptions,
+    SelectorSpec,
+    create_selector,
+    selector_names,
+    selector_spec,
+)
+
+__all__ = [
+    "ENTRY_POINTS",
+    "SELECTORS",
+    "ScoreSelector",
+    "Selector",
+    "SelectorOptions",
+    "SelectorSpec",
+    "create_selector",
+    "selector_names",
+    "selector_spec",
+]
+
+SELECTORS.update(
+    {
+        "ranker": ranker.RANKER,
+        "random": baselines.RANDOM,
+        "center": baselines.CENTER,
+        "patch-variance": baselines.VARIANCE,
+    }
+)

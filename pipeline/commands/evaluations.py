@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from pipeline.annotations import FORMATS
-from pipeline.commands.options import PATH, PLACE, config_options, finish, out_option
+from pipeline.commands.options import (
+    PATH,
+    PLACE,
+    config_options,
+    finish,
+    label_option,
+    out_option,
+    selections_option,
+)
 from pipeline.console.progress import open_progress
 from pipeline.console.terminal import say
 from pipeline.units import run as run_stage
@@ -22,7 +30,8 @@ def evaluate() -> None:
 
 
 @evaluate.command("patches")
-@click.option("--selections", type=PLACE, required=True, help="--out folder of `select`")
+@selections_option
+@label_option
 @click.option(
     "--annotations",
     type=PATH,
@@ -47,7 +56,8 @@ def evaluate() -> None:
 @out_option("evaluation")
 @config_options(EvaluateConfig)
 def patches(
-    selections: str,
+    selections: tuple[str, ...],
+    label: tuple[str, ...],
     annotations: Path,
     format: str,
     teacher: str | None,
@@ -57,16 +67,18 @@ def patches(
 ) -> int:
     """Precision, recall, F1 and IoU of kept patches against objects (Fig. 5).
 
-    Beside the ranker: its top-k alone, the teacher, patch variance, center, random and the oracle,
-    all at the same k, on all objects or on those that ImageNet-1K has, or has not, as a label.
-    Prints the tables; writes them as text, Markdown, CSV and Parquet, with figures, and the
-    measures of every image. A second run into the same folder need not read annotations again.
+    Beside each selection: its top-k alone, the teacher, patch variance, center, random and the
+    oracle, all at the same k. Objects of all categories, or of those that ImageNet-1K has, or has
+    not, as a label. Prints the tables; writes them as text, Markdown, CSV and Parquet, with
+    figures, and the measures of every image. A second run into the same folder need not read
+    annotations again.
 
     Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
     """
     _, summary = run_stage.run_evaluate_patches(
         EvaluateConfig(**options),
         selections=selections,
+        labels=label,
         annotations=annotations,
         teacher=teacher,
         foreground=foreground,

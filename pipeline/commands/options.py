@@ -22,6 +22,7 @@ from pipeline.console.terminal import printable, say
 from pipeline.inputs import Shard, find_shards
 from pipeline.units.runner import UnitOptions
 from pipeline.workers import WorkerPool, open_pool
+from stages.options import Names
 from stages.protocols import Summary
 
 Command = Callable[..., Any]
@@ -56,15 +57,19 @@ class OneOf(click.ParamType):
 
     name = "name"
 
-    def __init__(self, names: Collection[str]) -> None:
-        self.names = names
+    def __init__(self, names: Names) -> None:
+        self._names = names
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._names() if callable(self._names) else self._names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         del param, ctx
         return f"[{'|'.join(self.names)}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in self.names:
+        if value and value not in self.names:
             self.fail(str(unknown_name("value", str(value), self.names)), param, ctx)
         return str(value)
 
@@ -75,7 +80,7 @@ class OneOf(click.ParamType):
         return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
 
-_PLACES = frozenset({"mae", "ranker", "teacher", "init", "init_from", "scratch"})
+_PLACES = frozenset({"mae", "ranker", "teacher", "init", "init_from", "scratch", "weights"})
 """Options of configs that name a path, a model or a URL."""
 
 
@@ -140,6 +145,18 @@ unit_size_option = click.option(
     default=1000,
     show_default=True,
     help="images a unit, where --shards is a folder of images",
+)
+selections_option = click.option(
+    "--selections",
+    type=PLACE,
+    multiple=True,
+    required=True,
+    help="--out folder of `select`; several, of the same shards, are compared",
+)
+label_option = click.option(
+    "--label",
+    multiple=True,
+    help="what tables call a selection, one per --selections; default: its selector's name",
 )
 _workers = click.option(
     "--workers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from pipeline.commands.options import (
     cut,
     finish,
     given,
+    label_option,
     listed,
     on_shards,
     open_pool_of,
     optional_shards_option,
     out_option,
     ray_address_option,
+    selections_option,
     shards_option,
     training_workers_option,
 )
@@ -185,7 +186,8 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 
 
 @click.command()
-@click.option("--selections", type=PLACE, required=True, help="--out folder of `select`")
+@selections_option
+@label_option
 @shards_option
 @click.option("--mae", type=PLACE, required=True, help="weights the scores were made with")
 @click.option("--teacher", type=PLACE, help="cache of `score --crop eval --sampler cover`")
@@ -208,7 +210,7 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
 )
 @out_option("report")
 @config_options(ReportConfig)
-def report(shards: tuple[str, ...], **options: Any) -> int:
+def report(shards: tuple[str, ...], label: tuple[str, ...], out: Path, **options: Any) -> int:
     """Draw a page of pictures and tables.
 
     One folder that opens from the disk, without a network: OUT/index.html. Photographs with a
@@ -217,12 +219,11 @@ def report(shards: tuple[str, ...], **options: Any) -> int:
 
     Example: ltrp-pipeline report --selections selections --shards shards --mae mae.pth
     """
-    from pipeline.report.gather import run_report
+    from pipeline.report.gather import ReportInputs, run_report
 
-    names = {field.name for field in dataclasses.fields(ReportConfig)}
-    config = ReportConfig(**{name: options.pop(name) for name in names})
-    found = listed(shards)
-    return finish(run_report(config, shards=found, progress=open_progress(), **options))
+    config = cut(options, ReportConfig)
+    inputs = ReportInputs(shards=listed(shards), labels=label, **options)
+    return finish(run_report(config, inputs, out, open_progress()))
 
 
 @click.command()

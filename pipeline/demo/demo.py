@@ -16,7 +16,7 @@ from pipeline.console.terminal import say
 from pipeline.demo.photographs import demo_photographs
 from pipeline.evaluation.tables import format_table
 from pipeline.inputs import Shard, find_shards
-from pipeline.report.gather import run_report
+from pipeline.report.gather import ReportInputs, run_report
 from pipeline.store.run_file import claim_folder
 from pipeline.training.mae import MAE_FILE, run_pretrain
 from pipeline.training.ranker import TrainingInputs, run_train_ranker
@@ -131,7 +131,7 @@ class _Demo:
     def evaluate(self) -> Summary:
         rows, summary = run_stage.run_evaluate_patches(
             EvaluateConfig(),
-            selections=self.out / "selections",
+            selections=[self.out / "selections"],
             annotations=self.annotations,
             teacher=self.out / "teacher",
             foreground="masks",
@@ -142,9 +142,8 @@ class _Demo:
         return summary
 
     def report(self) -> Summary:
-        return run_report(
-            ReportConfig(),
-            selections=self.out / "selections",
+        inputs = ReportInputs(
+            selections=[self.out / "selections"],
             shards=self.shards,
             mae=self.mae,
             teacher=self.out / "teacher",
@@ -152,9 +151,8 @@ class _Demo:
             annotations=self.annotations,
             training=self.training,
             cache=self.caches,
-            out=self.out / "report",
-            progress=self.progress,
         )
+        return run_report(ReportConfig(), inputs, self.out / "report", self.progress)
 
 
 class _TrainedDemo(_Demo):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.plots import METRICS, STYLES
-from stages.evaluate_patches import EvaluationRow
+from pipeline.plots import METRICS, styles_of
+from stages.evaluation.rows import EvaluationRow
 
 _SIZE_INCHES = (8.4, 5.6)
 _DOTS_PER_INCH = 150
@@ -51,17 +51,17 @@ def _write_figure(stem: Path, rows: Sequence[EvaluationRow]) -> list[Path]:
 
 
 def _draw_panel(axes: Any, rows: Sequence[EvaluationRow], metric: str) -> None:
-    for source, style in STYLES.items():
+    for source, style in styles_of(row.source for row in rows).items():
         own = sorted((row for row in rows if row.source == source), key=lambda r: r.keep_ratio)
-        own = [row for row in own if math.isfinite(getattr(row, metric))]
+        own = [row for row in own if math.isfinite(row[metric])]
         if not own:
             continue
         x = [100 * row.keep_ratio for row in own]
-        low, high = ([getattr(row, f"{metric}_{end}") for row in own] for end in ("low", "high"))
+        low, high = ([row[f"{metric}_{end}"] for row in own] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=style.light, alpha=0.14, linewidth=0)
         axes.plot(
             x,
-            [getattr(row, metric) for row in own],
+            [row[metric] for row in own],
             style.dash,
             color=style.light,
             marker=style.marker,

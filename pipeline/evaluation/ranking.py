@@ -63,11 +63,9 @@ def run_evaluate_ranking(
     replace_text(out / "ranking.txt", f"{text}\n[ ]: 95 % bootstrap intervals over images\n")
     replace_text(out / "ranking.md", page + "\n")
     for name, rows in (("agreement", found.agreement), ("plateau", found.plateau)):
-        write_csv(out / f"{name}.csv", rows)
-        write_parquet(
-            out / f"{name}.parquet",
-            pa.Table.from_pylist([dataclasses.asdict(row) for row in rows]),
-        )
+        flat = [dataclasses.asdict(row) for row in rows]
+        write_csv(out / f"{name}.csv", flat)
+        write_parquet(out / f"{name}.parquet", pa.Table.from_pylist(flat))
     write_parquet(out / "ranking_images.parquet", pa.table(found.images))
     if found.plateau:
         _draw(found.plateau, out / "plateau")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,9 @@ from ltrp_core.errors import RequestError
 from pipeline.evaluation.text_tables import aligned, markdown, write_csv, write_parquet
 from pipeline.parsing import read_parquet
 from pipeline.store.receipts import replace_text
-from stages.evaluate_patches import (
-    IMAGE_COLUMNS,
-    MEASURES,
-    RANKER,
-    DifferenceRow,
-    Evaluation,
-    EvaluationRow,
-)
+from stages.evaluate_patches import Evaluation
+from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES, DifferenceRow, EvaluationRow
+from stages.evaluation.sources import label_of, labels_in
 
 _TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
 _INTERVALS = "[ ]: 95 % bootstrap intervals over images"
@@ -37,13 +31,13 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
 
 
 def format_differences(rows: Sequence[DifferenceRow]) -> str:
-    """Returns the paired differences as aligned text, one block a group and keep ratio.
+    """Returns the paired differences as aligned text, one block a selection and keep ratio.
 
-    Those of the ranker's top-k alone only where its selection is not stored; the files have all.
+    Those of the k best alone only where a selection is not stored; the files have all.
     """
     return "\n".join(
         line
-        for group in _groups(rows)
+        for group in _by_selection(rows)
         for line in (_difference_title(group), *aligned(_difference_cells(group)), _INTERVALS)
     )
 
@@ -52,7 +46,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
     """Writes the tables of an evaluation into `folder`, made if missing.
 
     `evaluation` (one row a group of categories, keep ratio and source), `evaluation_differences`
-    (the ranker minus references, image by image) as .csv and .parquet, both together as
+    (selections minus references, image by image) as .csv and .parquet, both together as
     `evaluation.txt` and `.md`, and `evaluation_images.parquet` (the same, of every image).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +57,9 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
     replace_text(folder / "evaluation.txt", "\n\n".join(text) + "\n")
     replace_text(folder / "evaluation.md", _markdown_page(rows, differences))
     for name, table in (("evaluation", rows), ("evaluation_differences", differences)):
-        write_csv(folder / f"{name}.csv", table)
-        write_parquet(
-            folder / f"{name}.parquet",
-            pa.Table.from_pylist([dataclasses.asdict(row) for row in table]),
-        )
+        flat = [row.flat() for row in table]
+        write_csv(folder / f"{name}.csv", flat)
+        write_parquet(folder / f"{name}.parquet", pa.Table.from_pylist(flat))
     write_parquet(folder / "evaluation_images.parquet", _images(evaluation))
 
 
@@ -82,11 +74,17 @@ def read_rows(folder: Path, categories: str | None = None) -> list[EvaluationRow
         RequestError: that group was not evaluated.
     """
     table = read_parquet(folder / "evaluation.parquet")
-    rows = [EvaluationRow(**values) for values in table.to_pylist()]
+    rows = [EvaluationRow.from_flat(values) for values in table.to_pylist()]
     groups = list(dict.fromkeys(row.categories for row in rows))
     if categories is not None and categories not in groups:
         raise RequestError(f"{folder} holds {', '.join(groups)}, not {categories}")
     return [row for row in rows if row.categories == (categories or groups[0])]
+
+
+def read_differences(folder: Path) -> list[DifferenceRow]:
+    """Returns the differences that `write_tables` wrote into `folder`."""
+    table = read_parquet(folder / "evaluation_differences.parquet")
+    return [DifferenceRow.from_flat(values) for values in table.to_pylist()]
 
 
 def read_groups(folder: Path) -> list[str]:
@@ -123,12 +121,21 @@ def _groups(rows: Sequence[Any]) -> list[list[Any]]:
     return list(groups.values())
 
 
+def _by_selection(rows: Sequence[DifferenceRow]) -> list[list[DifferenceRow]]:
+    return [
+        [row for row in group if label_of(row.source) == label]
+        for group in _groups(rows)
+        for label in labels_in(row.source for row in group)
+    ]
+
+
 def _title(rows: Sequence[EvaluationRow]) -> str:
     return f"{rows[0].categories} categories: mean over {rows[0].num_images} images with foreground"
 
 
 def _difference_title(rows: Sequence[DifferenceRow]) -> str:
-    return f"{rows[0].categories} categories: ranker minus each reference, image by image"
+    name = label_of(rows[0].source)
+    return f"{rows[0].categories} categories: {name} minus each reference, image by image"
 
 
 def _mean_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
@@ -145,17 +152,18 @@ def _pooled_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
 
 
 def _difference_cells(rows: Sequence[DifferenceRow]) -> list[tuple[str, ...]]:
-    """Returns the differences of the ranker, or of its top-k alone where that is all there is."""
+    """Returns a selection's differences, or those of its k best where that is all there is."""
     header = ("kept", "minus", *(_TITLES[name] for name in MEASURES))
-    stored = {row.keep_ratio for row in rows if row.source == RANKER}
+    label = label_of(rows[0].source)
+    stored = {row.keep_ratio for row in rows if row.source == label}
     lines = [
         (
             f"{row.keep_ratio:g}",
-            row.reference + ("" if row.source == RANKER else " (top-k only)"),
+            row.reference + ("" if row.source == label else " (top-k only)"),
             *_figures(row, sign="+"),
         )
         for row in rows
-        if row.source == RANKER or row.keep_ratio not in stored
+        if row.source == label or row.keep_ratio not in stored
     ]
     return [header, *lines]
 
@@ -164,7 +172,7 @@ def _figures(row: Any, prefix: str = "", sign: str = "") -> list[str]:
     """Returns `0.412 [.398 .431]` of each measure."""
     cells = []
     for name in MEASURES:
-        value, low, high = (getattr(row, f"{prefix}{name}{end}") for end in ("", "_low", "_high"))
+        value, low, high = row.figures[prefix + name]
         ends = " ".join(f"{end:{sign}.3f}".replace("0.", ".", 1) for end in (low, high))
         cells.append(f"{value:{sign}.3f} [{ends}]")
     return cells
@@ -175,6 +183,6 @@ def _markdown_page(rows: Sequence[EvaluationRow], differences: Sequence[Differen
     for group in _groups(rows):
         parts += [f"{_title(group)} {_INTERVALS}", markdown(_mean_cells(group))]
         parts += ["Pooled over the same images", markdown(_pooled_cells(group))]
-    for group in _groups(differences):
+    for group in _by_selection(differences):
         parts += [_difference_title(group), markdown(_difference_cells(group))]
     return "\n\n".join(parts) + "\n"

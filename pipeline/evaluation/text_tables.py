@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,12 @@ def markdown(cells: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def write_csv(path: Path, rows: Sequence[Any]) -> None:
-    """Writes dataclasses of one kind."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows that have the same columns."""
     text = io.StringIO()
-    names = [field.name for field in dataclasses.fields(rows[0])] if rows else []
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
+    writer.writerows(rows)
     replace_text(path, text.getvalue())
 
 

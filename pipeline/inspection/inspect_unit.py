@@ -16,11 +16,9 @@ from pipeline.inputs import Shard
 from pipeline.store.cache import Cache
 from pipeline.store.replay import match_shards, replay_views
 from stages.protocols import Arrays
+from stages.types import score_name
 
 _SHOWN_KEYS = 8
-
-_SELECTED_BY = ("ranker_score", "teacher_score", "baseline_score")
-"""Arrays that `select` orders patches by, by its source."""
 
 
 def find_unit(cache: Cache, name: str) -> str:
@@ -59,9 +57,9 @@ def describe_unit(cache: Cache, unit: str) -> str:
         kind = "string" if values.dtype == object else str(values.dtype)
         size = "" if values.dtype == object else f"  {values.nbytes} bytes"
         lines.append(f"  array    {name:16} {kind:8} {values.shape}{size}")
-    for name in ("score", *_SELECTED_BY):
-        if name in arrays and arrays[name].size:
-            lines.append(f"  {name:8} {_distribution(arrays[name])}")
+    name = score_name(cache.run)
+    if name in arrays and arrays[name].size:
+        lines.append(f"  {name:8} {_distribution(arrays[name])}")
     keys = arrays["key"].tolist()
     more = f", ... {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
     lines.append(f"  keys     {', '.join(map(printable, keys[:_SHOWN_KEYS]))}{more}")
@@ -84,11 +82,11 @@ def describe_sample(cache: Cache, unit: str, key: str) -> str:
         top, left, rows, columns = (int(value) for value in arrays["crop"][row, view])
         flip = ", mirrored" if arrays["flip"][row, view] else ""
         lines.append(f"  view {view}: {columns} x {rows} px at ({left}, {top}){flip}")
-        if "score" in arrays:
+        if "visible" in arrays:
             lines += _partitions(arrays, row, view, _grid(cache))
-    for name in _SELECTED_BY:
-        if name in arrays:
-            lines += _table(arrays[name][row].astype(float), _grid(cache))
+    name = score_name(cache.run)
+    if cache.run.get("stage") == "select" and name in arrays:
+        lines += _table(arrays[name][row].astype(float), _grid(cache))
     return "\n".join(lines)
 
 

@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.inspection.status import read_status
 from pipeline.store.cache import Cache
+from stages.types import SelectRun, score_name
 
 _UNITS_READ = 16
 """Of the units, evenly spread: a cache of millions of images is described in seconds."""
 _EXAMPLES = 3
 _BINS = 48
-_SCORES = {
-    "score": "pseudo-score",
-    "ranker_score": "ranker score",
-    "teacher_score": "teacher score",
-    "baseline_score": "baseline score",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,14 +136,14 @@ def score_figures(name: str, records: Sequence[NDArray[np.floating]]) -> ScoreFi
 def _scores(cache: Cache) -> ScoreFigures | None:
     units = cache.units
     some = [units[i * len(units) // _UNITS_READ] for i in range(_UNITS_READ)]
-    found: dict[str, list[NDArray[np.floating]]] = {}
-    for unit in dict.fromkeys(some) if len(units) > _UNITS_READ else units:
-        for name, values in cache.read(unit, list(_SCORES)).items():
-            if name in _SCORES:
-                found.setdefault(name, []).append(values)
-    for name, records in found.items():
-        return score_figures(_SCORES[name], records)
-    return None
+    name, title = score_name(cache.run), "pseudo-score"
+    if cache.run.get("stage") == "select":
+        title = f"{SelectRun.of(cache.run, cache.url).label} score"
+    read = (
+        cache.read(unit, [name])
+        for unit in (dict.fromkeys(some) if len(units) > _UNITS_READ else units)
+    )
+    return score_figures(title, [arrays[name] for arrays in read if name in arrays])
 
 
 def _errors(cache: Cache, reasons: Mapping[str, int]) -> list[ErrorKind]:

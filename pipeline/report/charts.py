@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plots import INK, STYLES, Plot, Style, Theme, dress, write_plot
+from pipeline.plots import INK, REFERENCE_STYLES, SELECTED, Plot, Style, Theme, dress, write_plot
 from pipeline.report.cache_figures import ScoreFigures
 from stages.report import AttentionProfile
 
-_MODELS = (STYLES["teacher"], STYLES["ranker"])
+_MODELS = (REFERENCE_STYLES["teacher"], SELECTED)
 _EVEN = 0.5214
 """Mean distance of two points of a unit square: what attention that is spread evenly reaches."""
 
 
 def plot_scores(figures: ScoreFigures, folder: Path, name: str) -> Plot:
     """Writes the histogram of a cache's scores into `folder`."""
-    color = STYLES["ranker"]
+    color = SELECTED
 
     def paint(axes: Any, theme: Theme) -> None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

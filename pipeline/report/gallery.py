@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,11 @@ from PIL import Image
 
 from ltrp_core.errors import RequestError
 from pipeline.plots import heat_map
-from stages.report import BASELINE, RANDOM, RANKER, SOURCES, TEACHER, VARIANCE, GalleryImage
+from stages.evaluation.sources import RANDOM, TEACHER, VARIANCE
+from stages.report import GalleryImage, Kept
 
-_LABELS = {
-    RANKER: "Ranker",
-    TEACHER: "Teacher",
-    BASELINE: "Baseline",
-    VARIANCE: "Variance",
-    RANDOM: "Random",
-}
-_MAPS = {
-    TEACHER: ("Teacher's scores", "teacher.png"),
-    RANKER: ("Ranker's scores", "ranker.png"),
-    BASELINE: ("Baseline's scores", "baseline.png"),
-    VARIANCE: ("Patch variance", "variance.png"),
-}
+_BUTTONS = {VARIANCE: "Variance"}
+"""What a source is called where it cannot be called by its name."""
 _PICTURES = ("photo", "reconstruction", "reconstruction_without")
 _LEAST_RANGE = 1.0
 """In 8-bit levels: a difference below it is shown as dark as it is."""
@@ -41,7 +31,10 @@ def check_gallery(gallery: Sequence[GalleryImage], grid: int) -> None:
     for image in gallery:
         _check_pictures(image)
         _check_patches(image, grid)
-        sizes = [_sizes(image), _sizes(gallery[0])]
+        sizes = [
+            {label: _sizes(kept) for label, kept in i.selections.items()}
+            for i in (image, gallery[0])
+        ]
         if sizes[0] != sizes[1]:
             raise RequestError(
                 f"{image.key!r} keeps {sizes[0]} patches by keep ratio, the first image "
@@ -51,21 +44,31 @@ def check_gallery(gallery: Sequence[GalleryImage], grid: int) -> None:
 
 def gallery_context(gallery: Sequence[GalleryImage], grid: int, folder: Path) -> dict[str, Any]:
     """Writes the pictures into `folder`; returns what the template is filled with."""
-    sources = [s for s in SOURCES if any(s in image.orders for image in gallery)]
-    # The page knows the one that selected by its place.
-    sources.sort(key=lambda source: source != gallery[0].selected_by)
+    labels = list(gallery[0].selections) if gallery else []
+    others = [s for s in (TEACHER, VARIANCE, RANDOM) if any(s in i.orders for i in gallery)]
+    sources = [*labels, *others]
+    stored = [_stored(gallery[0].selections[label]) for label in labels] + [[] for _ in others]
+    buttons = {choice["k"]: choice for of_source in reversed(stored) for choice in of_source}
     return {
         "cards": [_card(image, grid, folder, number) for number, image in enumerate(gallery)],
         "has_outlines": any(image.foreground is not None for image in gallery),
-        "stored": _stored(gallery),
-        "sources": [(number, _LABELS[source]) for number, source in enumerate(sources)],
+        "stored": [buttons[k] for k in sorted(buttons)],
+        "sources": [(number, _button(source)) for number, source in enumerate(sources)],
         "shown": {
             "grid": grid,
-            "stored": [(choice["k"], choice["best"]) for choice in _stored(gallery)],
+            "stored": [[(choice["k"], choice["best"]) for choice in own] for own in stored],
             "cards": [
                 {
                     "orders": [_list(image.orders.get(source)) for source in sources],
-                    "stored": [_list(kept) for _, kept in sorted(image.kept.items())],
+                    "stored": [
+                        [
+                            _list(kept.patches)
+                            for _, kept in sorted(image.selections[source].items())
+                        ]
+                        if source in image.selections
+                        else []
+                        for source in sources
+                    ],
                 }
                 for image in gallery
             ],
@@ -100,25 +103,27 @@ def _check_patches(image: GalleryImage, grid: int) -> None:
     for name, order in image.orders.items():
         if not np.array_equal(np.sort(order), np.arange(length)):
             raise RequestError(f"{image.key!r}: the order of {name} must be all {length} patches")
-    indices = np.concatenate([image.visible, [image.left_out], *image.kept.values()])
+    kept = [one.patches for own in image.selections.values() for one in own.values()]
+    indices = np.concatenate([image.visible, [image.left_out], *kept])
     if indices.min() < 0 or indices.max() >= length:
         raise RequestError(f"{image.key!r}: patches must be from 0 to {length - 1}")
 
 
-def _sizes(image: GalleryImage) -> dict[float, tuple[int, int]]:
+def _sizes(kept: Mapping[float, Kept]) -> dict[float, tuple[int, int]]:
     """Returns keep ratio -> (k, how many of them are homogeneous)."""
-    return {
-        ratio: (len(kept), image.num_homogeneous[ratio])
-        for ratio, kept in sorted(image.kept.items())
-    }
+    return {ratio: (len(one.patches), one.num_homogeneous) for ratio, one in sorted(kept.items())}
 
 
-def _stored(gallery: Sequence[GalleryImage]) -> list[dict[str, Any]]:
+def _stored(kept: Mapping[float, Kept]) -> list[dict[str, Any]]:
     """Returns each stored selection's keep ratio, its k, and how many of the k are best patches."""
     return [
         {"label": f"{100 * ratio:g} %", "k": k, "best": k - homogeneous}
-        for ratio, (k, homogeneous) in (_sizes(gallery[0]).items() if gallery else ())
+        for ratio, (k, homogeneous) in _sizes(kept).items()
     ]
+
+
+def _button(source: str) -> str:
+    return _BUTTONS.get(source, source[:1].upper() + source[1:])
 
 
 def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str, Any]:
@@ -146,12 +151,10 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
         "maps": [
             (
                 caption,
-                save(name, heat_map(image.scores[source], grid))
-                if source in image.scores
-                else None,
+                save(f"map-{place}.png", heat_map(image.scores[source], grid)) if there else None,
             )
-            for source, (caption, name) in _MAPS.items()
-            if source in image.scores or source != _other(image)
+            for place, (source, caption) in enumerate(_maps(image))
+            if (there := source in image.scores) or source == TEACHER
         ],
         "outline": outline,
         "num_visible": len(image.visible),
@@ -160,9 +163,13 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
     }
 
 
-def _other(image: GalleryImage) -> str:
-    """Returns the map that has no place: the page is laid out for three."""
-    return RANKER if image.selected_by == BASELINE else BASELINE
+def _maps(image: GalleryImage) -> list[tuple[str, str]]:
+    """Returns the sources whose maps are shown, and their captions."""
+    own = [
+        (label, f"Scores: {label}" if " " in label else f"{_button(label)}'s scores")
+        for label in image.selections
+    ]
+    return [(TEACHER, "Teacher's scores"), *own, (VARIANCE, "Patch variance")]
 
 
 def _brightest(image: GalleryImage, grid: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ltrp_core.errors import RequestError
@@ -12,11 +13,11 @@ from ltrp_core.rankers.folder import CONFIG, WEIGHTS
 from ltrp_core.shipped_weights import SHIPPED_RANKER, WEIGHTS_FOLDER
 from pipeline.annotations import open_annotations
 from pipeline.evaluation.ranking import read_tables
-from pipeline.evaluation.tables import read_groups, read_rows
+from pipeline.evaluation.selections import open_selections
+from pipeline.evaluation.tables import read_differences, read_groups, read_rows
 from pipeline.inputs import Shard
 from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import read_samples
-from pipeline.parsing import read_parquet
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.store.cache import Cache
 from pipeline.store.kinds import CACHES, check_kind, open_cache_of
@@ -26,69 +27,65 @@ from pipeline.store.run_log import images_per_second
 from pipeline.store.storage import LocalPlace
 from pipeline.store.units import unit_name
 from pipeline.training.folder import read_curve
-from stages import evaluate_patches, report
+from stages import report
+from stages.evaluation.rows import EvaluationRow
 from stages.protocols import Progress, Sample, Summary
+from stages.score_maps import ScoreMaps, teacher_maps
+from stages.types import SelectRun
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportInputs:
+    """What the other stages left on the disk."""
+
+    selections: Sequence[str | Path]
+    """Of `select`: the gallery shows the first images of the first one, beside all of them"""
+    shards: Sequence[Shard]
+    """That they were selected from"""
+    mae: str
+    """Weights the scores were made with"""
+    labels: Sequence[str] = ()
+    """What the page calls the selections"""
+    teacher: str | Path | None = None
+    """Cache of `score --crop eval --sampler cover`"""
+    evaluation: Path | None = None
+    """Of `evaluate patches`"""
+    annotations: Path | None = None
+    """Of any format that `evaluate patches` takes, to draw the outlines"""
+    training: Sequence[Path] = ()
+    """Folders of the training stages: their curves, and how far the heads look of the ranker that
+    selected"""
+    cache: Sequence[str | Path] = ()
+    """Further caches that are described"""
+    ranking: Sequence[Path] = ()
+    """Of `evaluate ranking`"""
 
 
 def run_report(
-    config: report.ReportConfig,
-    *,
-    selections: str | Path,
-    shards: Sequence[Shard],
-    mae: str,
-    teacher: str | Path | None,
-    evaluation: Path | None,
-    annotations: Path | None,
-    training: Sequence[Path],
-    out: Path,
-    progress: Progress,
-    cache: Sequence[str | Path] = (),
-    ranking: Sequence[Path] = (),
+    config: report.ReportConfig, inputs: ReportInputs, out: Path, progress: Progress
 ) -> Summary:
     """Writes the page into `out`/index.html.
 
     Args:
         config: options of the gallery.
-        selections: of `select`; the gallery shows its first images.
-        shards: that they were selected from.
-        mae: weights the scores were made with.
-        teacher: cache of `score --crop eval --sampler cover`.
-        evaluation: of `evaluate patches`.
-        annotations: of any format that it takes, to draw the outlines.
-        training: folders of the training stages: their curves, and how far the heads look of the
-            ranker that selected.
+        inputs: what is shown.
         out: a new or empty folder, or an earlier report, which is replaced.
         progress: counts the images.
-        cache: further caches that are described beside `teacher` and `selections`.
-        ranking: of `evaluate ranking`.
 
     Raises:
         RequestError: an input is missing, is no such thing or does not fit the others.
     """
-    selected = open_cache_of("--selections", selections, "select")
-    check_kind("--mae", mae, "pretrain-mae", known_only=True)
-    model = load_mae(mae).eval()
-    grid = int(selected.run["image_size"]) // int(selected.run["patch_size"])
-    if grid != model.grid:
-        raise RequestError(
-            f"the selections are of a {grid} x {grid} grid, the masked autoencoder {mae} of "
-            f"{model.grid} x {model.grid}; pass the one the ranker learned from"
-        )
-    cover = open_cache_of("--teacher", teacher, "score") if teacher is not None else None
-    crop = str(selected.run.get("crop", "eval"))
-    teacher_maps = evaluate_patches.cover_maps(cover, grid, crop) if cover is not None else {}
+    selections = open_selections(inputs.selections, inputs.labels)
+    selected = next(iter(selections.values()))
+    model = _teacher_model(inputs.mae, selected)
+    cover, teacher = _cover(inputs.teacher, selected)
+    _check_folders(inputs)
     caches = [
-        *(open_cache_of("--cache", path, *CACHES) for path in cache),
+        *(open_cache_of("--cache", path, *CACHES) for path in inputs.cache),
         *([cover] if cover else []),
-        selected,
+        *selections.values(),
     ]
-    for folder in training:
-        check_kind("--training", folder, "pretrain-mae", "train-ranker", known_only=True)
-    for folder in ranking:
-        check_kind("--ranking", folder, "evaluate ranking", known_only=True)
-    if evaluation is not None:
-        check_kind("--evaluation", evaluation, "evaluate patches")
-    curves = [_curve(folder) for folder in training]
+    annotations = inputs.annotations
     source = open_annotations(annotations) if annotations is not None else None
     summary = Summary(stage="report", done=1, notes=source.notes if source is not None else [])
     gallery = []
@@ -96,29 +93,62 @@ def run_report(
     with progress.task("report", len(units), "images") as bar:
         for image in report.run(
             config,
-            _samples(shards, selected, set(units.values())),
-            selections=selected,
+            _samples(inputs.shards, selected, set(units.values())),
+            selections=selections,
             mae=model,
-            teacher_maps=teacher_maps,
+            teacher=teacher,
             annotations=source,
         ):
             gallery.append(image)
             bar.advance(1)
+    evaluation = inputs.evaluation
+    cards = [_training_card(folder) for folder in inputs.training]
     data = ReportData(
         title="Which patches matter",
-        grid=grid,
+        grid=model.grid,
         gallery=gallery,
         rows=_evaluation_rows(evaluation) if evaluation is not None else [],
-        differences=_differences(evaluation) if evaluation is not None else [],
-        ranking=[table for folder in ranking for table in read_tables(folder)],
-        attention=list(_attention(model, training, selected, gallery, summary)),
-        curves=curves,
+        differences=read_differences(evaluation) if evaluation is not None else [],
+        ranking=[table for folder in inputs.ranking for table in read_tables(folder)],
+        attention=list(_attention(model, inputs.training, selections, gallery, summary)),
+        curves=[_curve(folder) for folder in inputs.training],
         caches=[read_cache_figures(found) for found in caches],
-        runs=[_training_card(f) for f in training] + [_cache_card(found) for found in caches],
+        runs=cards + [_cache_card(found) for found in caches],
     )
     summary.n_ok = len(gallery)
     summary.output = str(write_report(data, out))
     return summary
+
+
+def _teacher_model(mae: str, selected: Cache) -> MaskedAutoencoder:
+    check_kind("--mae", mae, "pretrain-mae", known_only=True)
+    model = load_mae(mae).eval()
+    grid = SelectRun.of(selected.run, "--selections").grid
+    if grid != model.grid:
+        raise RequestError(
+            f"the selections are of a {grid} x {grid} grid, the masked autoencoder {mae} of "
+            f"{model.grid} x {model.grid}; pass the one the ranker learned from"
+        )
+    return model
+
+
+def _cover(teacher: str | Path | None, selected: Cache) -> tuple[Cache | None, ScoreMaps | None]:
+    if teacher is None:
+        return None, None
+    cover, run = open_cache_of("--teacher", teacher, "score"), SelectRun.of(selected.run)
+    return cover, teacher_maps(cover, run.grid, run.crop)
+
+
+def _check_folders(inputs: ReportInputs) -> None:
+    """Raises RequestError unless every folder was made by the command that its option names."""
+    for folder in inputs.training:
+        check_kind("--training", folder, "pretrain-mae", "train-ranker", known_only=True)
+    for folder in inputs.ranking:
+        check_kind("--ranking", folder, "evaluate ranking", known_only=True)
+    if inputs.evaluation is not None:
+        check_kind("--evaluation", inputs.evaluation, "evaluate patches")
+    for folder in inputs.training:
+        _identity(folder)
 
 
 def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Iterator[Sample]:
@@ -130,19 +160,14 @@ def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Itera
             yield from read_samples(shard, "strict" if was_whole else "salvage")
 
 
-def _evaluation_rows(folder: Path) -> list[evaluate_patches.EvaluationRow]:
+def _evaluation_rows(folder: Path) -> list[EvaluationRow]:
     return [row for group in read_groups(folder) for row in read_rows(folder, group)]
-
-
-def _differences(folder: Path) -> list[evaluate_patches.DifferenceRow]:
-    table = read_parquet(folder / "evaluation_differences.parquet")
-    return [evaluate_patches.DifferenceRow(**values) for values in table.to_pylist()]
 
 
 def _attention(
     mae: MaskedAutoencoder,
     training: Sequence[Path],
-    selected: Cache,
+    selections: Mapping[str, Cache],
     gallery: Sequence[report.GalleryImage],
     summary: Summary,
 ) -> Iterator[report.AttentionProfile]:
@@ -156,7 +181,8 @@ def _attention(
         return
     photos = [image.photo for image in gallery]
     yield report.attention_profile("Teacher's encoder", mae, photos)
-    wanted = selected.run.get("ranker_sha256")
+    runs = [SelectRun.of(cache.run, label) for label, cache in selections.items()]
+    wanted = next((run.weights for run in runs if run.weights), None)
     folders = [folder for folder in training if (folder / WEIGHTS).is_file()]
     shipped = [WEIGHTS_FOLDER / SHIPPED_RANKER] if wanted is not None else []
     for folder in [*folders, *shipped]:

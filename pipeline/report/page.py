@@ -16,7 +16,7 @@ from pipeline.report.cache_figures import CacheFigures
 from pipeline.report.charts import plot_attention, plot_scores
 from pipeline.report.gallery import check_gallery, gallery_context
 from pipeline.report.tables import evaluation_context
-from stages.evaluate_patches import DifferenceRow, EvaluationRow
+from stages.evaluation.rows import DifferenceRow, EvaluationRow
 from stages.report import AttentionProfile, GalleryImage
 
 MARKER = ".ltrp-report"

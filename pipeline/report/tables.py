@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plots import METRICS, plot_evaluation
-from stages.evaluate_patches import (
+from stages.evaluation.rows import DifferenceRow, EvaluationRow
+from stages.evaluation.sources import (
     CENTER,
     ORACLE,
     RANDOM,
-    RANKER,
     TEACHER,
-    TOP_K,
     VARIANCE,
-    DifferenceRow,
-    EvaluationRow,
+    label_of,
+    labels_in,
 )
 
 _MEANINGS = {
-    RANKER: "the selection as stored: the best patches by ranker score, then homogeneous ones",
-    TOP_K: "the k best patches by ranker score",
     TEACHER: "the k best by the masked autoencoder's own mean score, which the ranker learned from",
     VARIANCE: "the k patches whose pixels vary most",
     CENTER: "the k patches closest to the middle",
@@ -35,6 +32,15 @@ _GROUPS = {
     "unseen": "Categories that ImageNet-1K has no label of",
     "unseen-strict": "Categories far from every label of ImageNet-1K",
 }
+
+
+def _meaning(source: str) -> str:
+    """Returns what a source keeps, in words."""
+    if source in _MEANINGS:
+        return _MEANINGS[source]
+    if source == label_of(source):
+        return "the selection as stored: the best patches by its scores, then homogeneous ones"
+    return f"the k best patches by the scores of {label_of(source)}"
 
 
 def evaluation_context(
@@ -50,13 +56,13 @@ def evaluation_context(
                 "num_images": sorted({row.num_images for row in own}),
                 "plots": plot_evaluation(own, folder, f"e{number}"),
                 "blocks": _blocks(own),
-                "differences": _difference_blocks([d for d in differences if d.categories == name]),
+                "differences": _differences([d for d in differences if d.categories == name]),
             }
         )
     return {
         "groups": groups,
         "metrics": list(METRICS.values()),
-        "meanings": {s: _MEANINGS.get(s, "") for s in dict.fromkeys(r.source for r in rows)},
+        "meanings": {s: _meaning(s) for s in dict.fromkeys(r.source for r in rows)},
     }
 
 
@@ -67,7 +73,7 @@ def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
         own = [row for row in rows if row.keep_ratio == ratio]
         best = {}
         for metric in METRICS:
-            values = [getattr(row, metric) for row in own if row.source != ORACLE]
+            values = [row[metric] for row in own if row.source != ORACLE]
             # As printed: two that read alike are both the best.
             best[metric] = max((f"{v:.3f}" for v in values if math.isfinite(v)), default="")
         lines = [
@@ -82,19 +88,30 @@ def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
     return blocks
 
 
+def _differences(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
+    """Returns, of each selection as it is stored, its name and one block a keep ratio."""
+    own = {
+        label: [row for row in rows if row.source == label]
+        for label in labels_in(row.source for row in rows)
+    }
+    return [
+        {"label": label, "blocks": _difference_blocks(of_label)}
+        for label, of_label in own.items()
+        if of_label
+    ]
+
+
 def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Returns one block a keep ratio: what the stored selections are better by."""
+    """Returns one block a keep ratio: what a selection is better by."""
     blocks: dict[float, dict[str, Any]] = {}
     for row in rows:
-        if row.source != RANKER:
-            continue
         empty = {"label": f"{100 * row.keep_ratio:g} %", "k": row.kept, "lines": []}
         cells = []
         for metric in METRICS:
-            low, high = (getattr(row, f"{metric}_{end}") for end in ("low", "high"))
+            low, high = (row[f"{metric}_{end}"] for end in ("low", "high"))
             cells.append(
                 {
-                    "text": f"{getattr(row, metric):+.3f}",
+                    "text": f"{row[metric]:+.3f}",
                     "interval": f"{low:+.3f} to {high:+.3f}",
                     "best": low > 0 or high < 0,
                 }
@@ -105,7 +122,7 @@ def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
 
 
 def _cell(row: EvaluationRow, metric: str, best: str) -> dict[str, Any]:
-    text = f"{getattr(row, metric):.3f}"
-    low, high = (getattr(row, f"{metric}_{end}") for end in ("low", "high"))
+    text = f"{row[metric]:.3f}"
+    low, high = (row[f"{metric}_{end}"] for end in ("low", "high"))
     interval = f"{low:.3f}\N{EN DASH}{high:.3f}" if math.isfinite(low + high) else None
     return {"text": text, "interval": interval, "best": row.source != ORACLE and text == best}

@@ -30,7 +30,7 @@ def convert(source: Cache, out: str, store: str, progress: Progress) -> Summary:
     """
     if source.identity["store"] == store:
         raise RequestError(f"{source.url} holds a {store} cache already; nothing to convert")
-    identity = {k: v for k, v in source.identity.items() if k not in ("schema", "stage")}
+    identity = {k: v for k, v in source.identity.items() if k != "stage"}
     target = create_cache(out, str(source.identity["stage"]), {**identity, "store": store})
     summary = Summary(stage="convert", output=target.url)
     with place_lock(target.place):

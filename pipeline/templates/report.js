@@ -9,8 +9,6 @@
   const sources = [...document.querySelectorAll("[name=source]")];
   const buttons = [...document.querySelectorAll("[data-stored]")];
   const cards = [...document.querySelectorAll("[data-card]")];
-  const SELECTING = 0;
-
   const squares = (patches) =>
     patches.map((i) => `M${i % shown.grid} ${Math.floor(i / shown.grid)}h1v1h-1z`).join("");
   // Frames stay inside their patch, so that those of neighbors do not cover each other.
@@ -33,34 +31,43 @@
   function show() {
     const k = Number(slider.value);
     const source = sources.findIndex((input) => input.checked);
-    const number = source === SELECTING ? shown.stored.findIndex((choice) => choice[0] === k) : -1;
+    const number = shown.stored[source].findIndex((choice) => choice[0] === k);
     cards.forEach((card, i) => {
       const { orders, stored } = shown.cards[i];
-      const kept = number >= 0 ? stored[number] : (orders[source] || []).slice(0, k);
-      const best = number >= 0 ? shown.stored[number][1] : 0;
-      card.classList.toggle("no-map", orders[source] === null);
+      const kept = number >= 0 ? stored[source][number] : (orders[source] || []).slice(0, k);
+      const best = number >= 0 ? shown.stored[source][number][1] : 0;
+      card.classList.toggle("no-map", number < 0 && orders[source] === null);
       draw(card, kept, kept.slice(0, best), number >= 0 ? kept.slice(best) : []);
     });
-    describe(k, number, sources[source].parentElement.textContent.trim());
+    describe(k, source, number, sources[source].parentElement.textContent.trim());
   }
 
-  function describe(k, number, label) {
+  function describe(k, source, number, label) {
     const share = `${k} of ${length} patches, ${Math.round((100 * k) / length)} %`;
-    const best = number >= 0 ? shown.stored[number][1] : k;
+    const best = number >= 0 ? shown.stored[source][number][1] : k;
     const exact = number >= 0 ? `As selected: ${best} best, ${k - best} homogeneous.` : "";
     count.textContent = share;
-    how.textContent = exact || `The ${k} best by: ${label.toLowerCase()}.`;
+    const hasOrder = shown.cards.some((card) => card.orders[source] !== null);
+    const otherwise = hasOrder ? `The ${k} best by: ${label.toLowerCase()}.` : `${label} has no scores: it keeps patches at the marked ratios only.`;
+    how.textContent = exact || otherwise;
     slider.setAttribute("aria-valuetext", exact ? `${share}. ${exact}` : share);
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
+    buttons.forEach((button) =>
+      button.setAttribute("aria-pressed", String(number >= 0 && Number(button.dataset.stored) === k)),
+    );
     document.body.classList.toggle("as-stored", number >= 0);
   }
 
   slider.addEventListener("input", show);
   sources.forEach((input) => input.addEventListener("change", show));
-  buttons.forEach((button, number) =>
+  // A button shows a stored selection: of the chosen source if it has one, else of the first.
+  buttons.forEach((button) =>
     button.addEventListener("click", () => {
-      slider.value = shown.stored[number][0];
-      sources[SELECTING].checked = true;
+      const k = Number(button.dataset.stored);
+      const has = (source) => shown.stored[source].some((choice) => choice[0] === k);
+      slider.value = k;
+      if (!has(sources.findIndex((input) => input.checked))) {
+        sources[shown.stored.findIndex((_, source) => has(source))].checked = true;
+      }
       show();
     }),
   );

@@ -13,12 +13,11 @@ from typing import Any
 
 from ltrp_core.errors import RequestError
 from ltrp_core.precision import check_precision
-from ltrp_core.rankers import locate_ranker
-from ltrp_core.rankers.folder import WEIGHTS
 from pipeline.annotations import open_annotations
 from pipeline.annotations.categories import arguable_names
 from pipeline.evaluation.count_cache import FOLDER, FileCountCache
 from pipeline.evaluation.figures import write_figures
+from pipeline.evaluation.selections import open_selections
 from pipeline.evaluation.tables import write_tables
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
@@ -35,8 +34,9 @@ from stages import evaluate_patches, select_patches
 from stages import pack as pack_stage
 from stages import score as score_stage
 from stages.devices import resolve_device
-from stages.evaluate_patches import EvaluationRow
+from stages.evaluation.rows import EvaluationRow
 from stages.protocols import Progress, Summary
+from stages.selectors import TEACHER
 
 
 def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
@@ -146,13 +146,14 @@ def run_select(
     _check_device(config, pool)
     made_by: dict[str, Any] = {}
     open_teacher = None
-    if config.ranker:
-        check_kind("--ranker", config.ranker, "train-ranker", known_only=True)
-        made_by = {"ranker_sha256": file_sha256(locate_ranker(config.ranker) / WEIGHTS)}
-    elif config.teacher:
-        teacher = open_cache_of("--teacher", config.teacher, "score")
+    if config.method == "ranker":
+        check_kind(config.weights_option, config.source, "train-ranker", known_only=True)
+    if config.method == TEACHER:
+        teacher = open_cache_of(config.weights_option, config.source, "score")
         made_by = {"teacher_run": teacher.run_id, "teacher_views": int(teacher.run.get("views", 0))}
         open_teacher = functools.partial(open_cache, teacher.url)
+    elif (weights := select_patches.weights_file(config)) is not None:
+        made_by = {"weights_sha256": file_sha256(weights)}
     runner = CacheRunner(
         out=str(out), shards=shards, pool=pool, progress=progress, options=options or UnitOptions()
     )
@@ -165,18 +166,19 @@ def run_select(
 def run_evaluate_patches(
     config: evaluate_patches.EvaluateConfig,
     *,
-    selections: str | Path,
+    selections: Sequence[str | Path],
     annotations: Path,
     teacher: str | Path | None,
     foreground: str,
     out: Path,
     progress: Progress,
+    labels: Sequence[str] = (),
     format: str = "auto",
 ) -> tuple[list[EvaluationRow], Summary]:
     """Evaluates selections against annotations; writes tables and figures into `out`."""
-    selected = open_cache_of("--selections", selections, "select")
+    selected = open_selections(selections, labels)
     source = open_annotations(annotations, format=format, shape=foreground)
-    cached = FileCountCache(out / FOLDER, selected, source)
+    cached = FileCountCache(out / FOLDER, next(iter(selected.values())), source)
     evaluation, summary = evaluate_patches.run(
         config,
         selections=selected,
@@ -196,7 +198,8 @@ def run_evaluate_patches(
             f"unseen counts {names}, of which one may argue; --categories unseen-strict does not"
         )
     summary.output = str(out)
-    summary.next_step = f"ltrp-pipeline report --selections {selections} --evaluation {out} ..."
+    given = " ".join(f"--selections {cache.url}" for cache in selected.values())
+    summary.next_step = f"ltrp-pipeline report {given} --evaluation {out} ..."
     return evaluation.rows, summary
 
 

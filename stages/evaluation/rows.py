@@ -2,88 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.patch_metrics import bootstrap_ratios
+from stages.evaluation.sources import REFERENCES, top_only
 
-RANKER, TOP_K, TEACHER = "ranker", "ranker, top-k only", "teacher"
-VARIANCE, CENTER, RANDOM, ORACLE = "patch variance", "center", "random", "oracle"
-SOURCES = (RANKER, TOP_K, TEACHER, VARIANCE, CENTER, RANDOM, ORACLE)
-COMPARED, REFERENCES = (RANKER, TOP_K), (TEACHER, VARIANCE, CENTER, RANDOM)
-"""The differences that are reported: each of the first minus each of the second."""
 MEASURES = ("precision", "recall", "f1", "iou")
 IMAGE_COLUMNS = (*MEASURES, "intersection", "kept_pixels", "foreground")
 """What is known of one image: measures, nan where undefined; then pixels, means over the draws."""
 _PIXELS = slice(len(MEASURES), len(IMAGE_COLUMNS))
+_ENDS = ("", "_low", "_high")
 
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationRow:
-    """One source at one keep ratio; means over the images with foreground, then pooled over them.
+class Interval(NamedTuple):
+    """A figure and the ends of its 95 % bootstrap interval over images."""
 
-    `low` and `high` are the ends of 95 % bootstrap intervals over images.
-    """
-
-    categories: str = "all"
-    source: str
-    keep_ratio: float
-    kept: int
-    num_images: int
-    precision: float
-    precision_low: float
-    precision_high: float
-    recall: float
-    recall_low: float = float("nan")
-    recall_high: float = float("nan")
-    f1: float
-    f1_low: float = float("nan")
-    f1_high: float = float("nan")
-    iou: float
-    iou_low: float = float("nan")
-    iou_high: float = float("nan")
-    pooled_precision: float
-    pooled_precision_low: float = float("nan")
-    pooled_precision_high: float = float("nan")
-    pooled_recall: float
-    pooled_recall_low: float = float("nan")
-    pooled_recall_high: float = float("nan")
-    pooled_f1: float
-    pooled_f1_low: float = float("nan")
-    pooled_f1_high: float = float("nan")
-    pooled_iou: float
-    pooled_iou_low: float = float("nan")
-    pooled_iou_high: float = float("nan")
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DifferenceRow:
-    """A source minus a reference on the same images; certain where an interval leaves 0 out."""
-
+class _Row:
     categories: str
     source: str
-    reference: str
     keep_ratio: float
     kept: int
     num_images: int
-    precision: float
-    precision_low: float
-    precision_high: float
-    recall: float
-    recall_low: float
-    recall_high: float
-    f1: float
-    f1_low: float
-    f1_high: float
-    iou: float
-    iou_low: float
-    iou_high: float
+    figures: Mapping[str, Interval]
+    """By measure"""
+
+    def __getitem__(self, column: str) -> float:
+        """Returns a figure or an end of its interval by its column: `iou`, `iou_low`, `iou_high`.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for place, end in enumerate(_ENDS):
+            measure = column.removesuffix(end) if end and column.endswith(end) else column
+            if measure in self.figures and measure + end == column:
+                return self.figures[measure][place]
+        raise KeyError(column)
+
+    def flat(self) -> dict[str, Any]:
+        """Returns the columns of a table: the row's names, then three per measure."""
+        names = [field.name for field in fields(self) if field.name != "figures"]
+        row = {name: getattr(self, name) for name in names}
+        for measure, interval in self.figures.items():
+            row |= {measure + end: x for end, x in zip(_ENDS, interval, strict=True)}
+        return row
+
+    @classmethod
+    def from_flat(cls, row: Mapping[str, Any]) -> Self:
+        """Returns the row whose columns are `row`; what it may lack is nan."""
+        names = [field.name for field in fields(cls) if field.name != "figures"]
+        nan = float("nan")
+        figures = {
+            name: Interval(row[name], row.get(f"{name}_low", nan), row.get(f"{name}_high", nan))
+            for name in row
+            if name not in names and not name.endswith(("_low", "_high"))
+        }
+        return cls(**{name: row[name] for name in names}, figures=figures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRow(_Row):
+    """One source at one keep ratio.
+
+    `figures` has `MEASURES`, means over the images with foreground, then `pooled_` and each
+    measure, of all their pixels together.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DifferenceRow(_Row):
+    """A source minus a reference on the same images; certain where an interval leaves 0 out."""
+
+    reference: str
 
 
 def source_rows(
@@ -106,21 +108,32 @@ def source_rows(
         ratios[source, "pooled_f1"] = 2 * both, kept + foreground
         ratios[source, "pooled_iou"] = both, kept + foreground - both
     figures = _with_intervals(ratios, seed, draws)
-    return [EvaluationRow(source=source, **facts, **figures[source]) for source in tables]
+    return [EvaluationRow(source=source, **facts, figures=figures[source]) for source in tables]
 
 
 def difference_rows(
-    facts: Mapping[str, Any], tables: Mapping[str, Values], *, seed: int, draws: int
+    facts: Mapping[str, Any],
+    tables: Mapping[str, Values],
+    labels: Sequence[str],
+    *,
+    seed: int,
+    draws: int,
 ) -> list[DifferenceRow]:
-    """Returns the row of each of `COMPARED` minus each of `REFERENCES`; arguments as above."""
-    pairs = [(a, b) for a in COMPARED for b in REFERENCES if a in tables and b in tables]
+    """Returns what the selections are better by; arguments as above.
+
+    Each selection, and its k best alone, minus each of `REFERENCES`, and the first selection minus
+    each other one.
+    """
+    own = [name for label in labels for name in (label, top_only(label))]
+    wanted = [(a, b) for a in own for b in REFERENCES] + [(labels[0], b) for b in labels[1:]]
+    pairs = [(a, b) for a, b in wanted if a in tables and b in tables]
     ratios = {
         ((a, b), name): _as_ratio(tables[a][:, column] - tables[b][:, column])
         for a, b in pairs
         for column, name in enumerate(MEASURES)
     }
     figures = _with_intervals(ratios, seed, draws)
-    return [DifferenceRow(source=a, reference=b, **facts, **figures[a, b]) for a, b in pairs]
+    return [DifferenceRow(source=a, reference=b, **facts, figures=figures[a, b]) for a, b in pairs]
 
 
 def _as_ratio(values: Values) -> tuple[Values, Values]:
@@ -131,9 +144,9 @@ def _as_ratio(values: Values) -> tuple[Values, Values]:
 
 def _with_intervals(
     ratios: Mapping[tuple[Any, str], tuple[Values, Values]], seed: int, draws: int
-) -> dict[Any, dict[str, Any]]:
-    """Returns name, name_low and name_high of each ratio of sums, by the first of its two names."""
-    figures: dict[Any, dict[str, Any]] = {}
+) -> dict[Any, dict[str, Interval]]:
+    """Returns the interval of each ratio of sums, by the two parts of its name."""
+    figures: dict[Any, dict[str, Interval]] = {}
     if not ratios:
         return figures
     above, below = (np.stack(arrays, axis=1) for arrays in zip(*ratios.values(), strict=True))
@@ -141,11 +154,6 @@ def _with_intervals(
     with np.errstate(invalid="ignore"):
         values = above.sum(axis=0) / below.sum(axis=0)
     for place, (owner, name) in enumerate(ratios):
-        figures.setdefault(owner, {}).update(
-            {
-                name: float(values[place]),
-                f"{name}_low": float(low[place]),
-                f"{name}_high": float(high[place]),
-            }
-        )
+        interval = Interval(float(values[place]), float(low[place]), float(high[place]))
+        figures.setdefault(owner, {})[name] = interval
     return figures

@@ -16,6 +16,7 @@ from ltrp_core.errors import RequestError
 from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top1_agreement
 from ltrp_core.repeatability import label_repeatability, mean_map
 from stages.protocols import Records
+from stages.score_maps import check_whole
 from stages.training.ddp import Ranks
 from stages.training.order import Picks
 from stages.training.ranking_batches import read_batch
@@ -301,6 +302,8 @@ def _score_maps(
         )
     visible, score = _view_lists(source, rows)
     maps, _ = mean_map(visible, score, _length(source))
+    keys = [source.keys[row] for row in rows.tolist()]
+    check_whole(maps, keys, "the cache of score maps")
     return Picks(rows, np.zeros(len(rows), np.int64)), maps.astype(np.float32)
 
 

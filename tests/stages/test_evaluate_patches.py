@@ -5,8 +5,11 @@ import pytest
 
 from ltrp_core.errors import RequestError
 from pipeline.console.progress import JsonLineProgress
-from stages.evaluate_patches import IMAGE_COLUMNS, MEASURES, SOURCES, EvaluateConfig, run
+from stages.evaluate_patches import EvaluateConfig, run
+from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES
+from stages.evaluation.sources import in_order, name_selections
 from stages.protocols import CATEGORIES, Foreground
+from stages.types import SelectRun
 
 GRID, SIDE = 4, 8
 QUIET = JsonLineProgress(every_s=1e9)
@@ -75,7 +78,7 @@ def measures(kept, found):
 def evaluate(selections=None, annotations=None, cached=None, **options):
     return run(
         EvaluateConfig(**options),
-        selections=selections or Selections(),
+        selections={"ranker": selections or Selections()},
         annotations=annotations or Masks(),
         teacher=None,
         progress=QUIET,
@@ -97,14 +100,14 @@ def test_the_rankers_rows_equal_the_definitions(table, source, ratio):
         [measures(kept[i], Masks().foreground(key, 32, 32)) for i, key in enumerate("ab")], axis=0
     )
     row = table[0][source, ratio]
-    np.testing.assert_allclose((row.precision, row.recall, row.f1, row.iou), expected, rtol=1e-12)
+    np.testing.assert_allclose(tuple(row[name] for name in MEASURES), expected, rtol=1e-12)
     assert row.num_images == 2
-    assert row.precision_low <= row.precision <= row.precision_high
+    assert row["precision_low"] <= row["precision"] <= row["precision_high"]
 
 
 def test_no_choice_of_patches_has_more_recall_than_the_oracle(table):
     for (source, ratio), row in table[0].items():
-        assert row.recall <= table[0]["oracle", ratio].recall + 1e-12, source
+        assert row["recall"] <= table[0]["oracle", ratio]["recall"] + 1e-12, source
 
 
 def test_random_has_the_precision_of_the_foregrounds_share(table):
@@ -113,7 +116,7 @@ def test_random_has_the_precision_of_the_foregrounds_share(table):
         found = Masks().foreground(key, 32, 32)
         counted = ~found.is_ignored
         shares.append((found.is_foreground & counted).sum() / counted.sum())
-    assert table[0]["random", 0.5].precision == pytest.approx(np.mean(shares), abs=0.02)
+    assert table[0]["random", 0.5]["precision"] == pytest.approx(np.mean(shares), abs=0.02)
 
 
 def test_images_that_are_not_annotated_are_mentioned(table):
@@ -164,7 +167,7 @@ def test_keep_ratios_that_were_not_selected_come_from_the_score_maps():
                 for i, key in enumerate("ab")
             ]
             row = rows[source, ratio]
-            values = (row.precision, row.recall, row.f1, row.iou)
+            values = tuple(row[name] for name in MEASURES)
             np.testing.assert_allclose(values, np.mean(each, axis=0), rtol=1e-12)
 
 
@@ -183,7 +186,9 @@ def test_how_the_images_are_sharded_changes_nothing():
 
 def test_rows_are_means_and_pooled_sums_of_the_images():
     found, _ = evaluate()
-    assert [row.source for row in found.rows[:6]] == [s for s in SOURCES if s != "teacher"]
+    assert [row.source for row in found.rows[:6]] == [
+        s for s in in_order(["ranker"]) if s != "teacher"
+    ]
     for row in found.rows:
         of_images = found.images["all", row.source, row.keep_ratio]
         both, kept, foreground = of_images[:, 4:].sum(axis=0)
@@ -194,9 +199,9 @@ def test_rows_are_means_and_pooled_sums_of_the_images():
             "pooled_iou": both / (kept + foreground - both),
         }
         for name, value in expected.items():
-            assert getattr(row, name) == pytest.approx(value, rel=1e-12)
-            assert getattr(row, f"{name}_low") <= value + 1e-12
-            assert getattr(row, f"{name}_high") >= value - 1e-12
+            assert row[name] == pytest.approx(value, rel=1e-12)
+            assert row[f"{name}_low"] <= value + 1e-12
+            assert row[f"{name}_high"] >= value - 1e-12
     assert len(IMAGE_COLUMNS) == 7
 
 
@@ -211,16 +216,16 @@ def test_differences_are_paired_by_image():
     }
     for row in found.differences:
         for name in MEASURES:
-            a, b = (getattr(rows[s, row.keep_ratio], name) for s in (row.source, row.reference))
-            assert getattr(row, name) == pytest.approx(a - b, abs=1e-12)
+            a, b = (rows[s, row.keep_ratio][name] for s in (row.source, row.reference))
+            assert row[name] == pytest.approx(a - b, abs=1e-12)
             # Of two images, some resample holds one twice, some the other.
             each = [
                 found.images["all", s, row.keep_ratio][:, MEASURES.index(name)]
                 for s in (row.source, row.reference)
             ]
             ends = sorted(each[0] - each[1])
-            assert getattr(row, f"{name}_low") == pytest.approx(ends[0], abs=1e-12)
-            assert getattr(row, f"{name}_high") == pytest.approx(ends[1], abs=1e-12)
+            assert row[f"{name}_low"] == pytest.approx(ends[0], abs=1e-12)
+            assert row[f"{name}_high"] == pytest.approx(ends[1], abs=1e-12)
 
 
 def test_every_group_of_categories_has_its_own_foreground():
@@ -309,7 +314,10 @@ def test_annotations_without_foreground_are_refused():
 class Teacher:
     """Two partitions of 8 patches each, which cover the image; higher index = matters more."""
 
-    run = {"crop": "eval", "image_size": 32, "patch_size": 8}  # noqa: RUF012
+    run = {  # noqa: RUF012
+        "stage": "score", "sampler": "cover", "views": 1, "partitions": 2,
+        "crop": "eval", "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
     units = ("t",)
 
     def __init__(self, keys="abc"):
@@ -327,7 +335,7 @@ class Teacher:
 def evaluate_beside(teacher):
     return run(
         EvaluateConfig(),
-        selections=Selections(),
+        selections={"ranker": Selections()},
         annotations=Masks(),
         teacher=teacher,
         progress=QUIET,
@@ -338,13 +346,13 @@ def test_the_teacher_keeps_its_own_best_patches():
     found = evaluate_beside(Teacher())
     (row,) = (r for r in found.rows if r.source == "teacher" and r.keep_ratio == 0.25)
     each = [measures([12, 13, 14, 15], Masks().foreground(key, 32, 32)) for key in "ab"]
-    values = (row.precision, row.recall, row.f1, row.iou)
+    values = tuple(row[name] for name in MEASURES)
     np.testing.assert_allclose(values, np.mean(each, axis=0), rtol=1e-12)
     assert {r.reference for r in found.differences} >= {"teacher", "random"}
 
 
 def test_a_teacher_without_a_map_of_an_image_is_refused():
-    with pytest.raises(RequestError, match="no map of 'b'"):
+    with pytest.raises(RequestError, match="no scores of 'b'"):
         evaluate_beside(Teacher(keys="ac"))
 
 
@@ -356,3 +364,97 @@ def test_selections_that_hold_no_scores_stand_beside_what_needs_none():
 
     found, _ = evaluate(OnlyKept())
     assert {row.source for row in found.rows} == {"ranker", "center", "random", "oracle"}
+
+
+class Other(Selections):
+    """Other patches of the same images, by a selector of another name; in other units."""
+
+    run = {**Selections.run, "selector": "patch-variance"}  # noqa: RUF012
+
+    def __init__(self, units=("u",), order=("c", "a", "b"), without=()):
+        super().__init__(units)
+        self.order, self.without = order, without
+
+    def read(self, unit, names=None):
+        arrays = super().read(unit)
+        arrays["score"] = arrays.pop("ranker_score")[:, ::-1].copy()
+        order = (-arrays["score"]).argsort(axis=1)
+        arrays |= {"kept_0.25": order[:, :4], "kept_0.5": order[:, :8]}
+        rows = [
+            arrays["key"].tolist().index(key)
+            for key in self.order
+            if key in arrays["key"].tolist() and key not in self.without
+        ]
+        return {name: values[rows] for name, values in arrays.items()}
+
+
+def evaluate_both(first, second, **options):
+    return run(
+        EvaluateConfig(**options), selections={"ranker": first, "patch variance 2": second},
+        annotations=Masks(), teacher=None, progress=QUIET,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("units", [("u",), ("b", "a", "c")])
+def test_two_selections_stand_beside_each_other_however_they_are_sharded(units):
+    both, _ = evaluate_both(Selections(), Other(units))
+    alone, _ = evaluate()
+    other, _ = run(
+        EvaluateConfig(), selections={"patch variance 2": Other()}, annotations=Masks(),
+        teacher=None, progress=QUIET,
+    )  # fmt: skip
+    ours = [row for row in both.rows if not row.source.startswith("patch variance 2")]
+    assert ours == alone.rows
+    theirs = {(r.source, r.keep_ratio): r for r in other.rows}
+    for row in both.rows:
+        if row.source.startswith("patch variance 2"):
+            assert row == theirs[row.source, row.keep_ratio]
+    pairs = {(row.source, row.reference) for row in both.differences}
+    assert ("ranker", "patch variance 2") in pairs
+    assert ("patch variance 2", "random") in pairs
+    assert ("patch variance 2", "ranker") not in pairs
+
+
+def test_an_image_that_a_further_selection_lacks_is_named():
+    with pytest.raises(RequestError, match=r"'patch variance 2' does not have the image 'b'"):
+        evaluate_both(Selections(), Other(without="b"))
+
+
+def test_images_of_a_further_selection_alone_are_counted_in_a_note():
+    _, summary = evaluate_both(Selections(("a", "b")), Other())
+    assert any("1 image(s) of selection 'patch variance 2' are not in" in n for n in summary.notes)
+
+
+def test_other_views_of_the_same_images_are_not_compared():
+    class Shifted(Other):
+        def read(self, unit, names=None):
+            arrays = super().read(unit)
+            arrays["crop"] = arrays["crop"] + np.float32(1)
+            return arrays
+
+    with pytest.raises(RequestError, match="'a' has another crop in selection"):
+        evaluate_both(Selections(), Shifted())
+
+    class Smaller(Other):
+        run = {**Other.run, "patch_size": 4}  # noqa: RUF012
+
+    with pytest.raises(RequestError, match="is of 32 px, patches of 4 px"):
+        evaluate_both(Selections(), Smaller())
+
+
+def test_labels_are_the_selectors_names_or_as_given():
+    ranker = SelectRun.of(Selections.run)
+    center = SelectRun.of({**Selections.run, "selector": "center"})
+    assert name_selections([ranker, center], ["a", "b"]) == ["ranker", "center (selected)"]
+    assert name_selections([ranker, ranker], ["a", "b"]) == ["ranker (a)", "ranker (b)"]
+    assert name_selections([ranker, ranker], ["a", "a"], ["x", "y"]) == ["x", "y"]
+    for labels, message in (
+        (["x"], "1 time.s. for 2"),
+        (["x", "x"], "two selections are called 'x'"),
+        (["x", "oracle"], "is a reference's name"),
+        (["x", ""], "is a reference's name"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            name_selections([ranker, ranker], ["a", "b"], labels)
+    with pytest.raises(RequestError, match=r"two selections are called 'ranker .a.'"):
+        name_selections([ranker, ranker], ["a", "a"])

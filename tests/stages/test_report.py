@@ -13,7 +13,9 @@ from ltrp_core.selection import num_homogeneous
 from pipeline.inputs.samples import read_samples
 from pipeline.store import open_cache
 from stages import report
-from stages.report import RANKER, ReportConfig, attention_profile, stored_order
+from stages.report import ReportConfig, attention_profile, stored_order
+
+RANKER = "ranker"
 
 
 def best(*lists: list[int]) -> list[np.ndarray]:
@@ -48,9 +50,9 @@ def _images(selections, shards):
     return report.run(
         ReportConfig(images=5, mask_ratio=0.75),
         (sample for shard in shards for sample in read_samples(shard)),
-        selections=selections,
+        selections=selections if isinstance(selections, dict) else {RANKER: selections},
         mae=MaskedAutoencoder(SMALL_MAE).eval(),
-        teacher_maps={},
+        teacher=None,
         annotations=None,
     )
 
@@ -65,9 +67,9 @@ def test_the_first_images_by_key_are_shown_with_their_selections(gallery) -> Non
     assert [image.key for image in images] == sorted(stored)[:5]
     for image in images:
         for ratio, kept in stored[image.key].items():
-            np.testing.assert_array_equal(image.kept[ratio], kept)
+            np.testing.assert_array_equal(image.selections[RANKER][ratio].patches, kept)
             num_best = len(kept) - num_homogeneous(0.2, len(kept))
-            assert image.num_homogeneous[ratio] == len(kept) - num_best
+            assert image.selections[RANKER][ratio].num_homogeneous == len(kept) - num_best
             np.testing.assert_array_equal(image.orders[RANKER][:num_best], kept[:num_best])
 
 
@@ -114,17 +116,18 @@ def test_what_selected_comes_first_whatever_it_was(gallery, source) -> None:
         """The same selections, as if another source of scores had made them."""
 
         def __init__(self):
-            self.run = {**selections.run, "source": source}
+            self.run = {k: v for k, v in selections.run.items() if k != "selector"}
+            self.run["source"] = source
             self.units = selections.units
 
         def read(self, unit, names=None):
             arrays = selections.read(unit, names)
-            if "ranker_score" in arrays:
-                arrays[f"{source}_score"] = arrays.pop("ranker_score")
+            if "score" in arrays:
+                arrays[f"{source}_score"] = arrays.pop("score")
             return arrays
 
-    images = list(_images(Renamed(), shards))
+    images = list(_images({source: Renamed()}, shards))
     for image, before in zip(images, gallery[0], strict=True):
-        assert image.selected_by == source
+        assert list(image.selections) == [source]
         assert RANKER not in image.orders
         np.testing.assert_array_equal(image.orders[source], before.orders[RANKER])

@@ -19,9 +19,9 @@ from pipeline.training_data import StagedRecords, stage_records
 from pipeline.units.run import run_score
 from pipeline.workers import InProcessPool
 from stages import score as score_stage
-from stages.evaluate_patches import cover_maps
 from stages.protocols import Summary
 from stages.score import ScoreConfig
+from stages.score_maps import teacher_maps
 
 QUIET = JsonLineProgress(every_s=1e9)
 
@@ -62,13 +62,13 @@ def test_float16_scores_are_the_rounded_ones(scored):
 
 def test_cover_scores_every_patch_and_its_mean_is_the_map(scored):
     cache, _ = scored(crop="eval", sampler="cover", partitions=24)
-    maps = cover_maps(cache, 6)
-    assert len(maps) == 12
+    maps = teacher_maps(cache, 6, "eval")
+    assert len(maps.places) == 12
     arrays = cache.read(cache.units[0])
     patch = 17
     seen = arrays["visible"][0, 0] == patch
     assert seen.sum() == 2
-    assert maps[arrays["key"][0]][patch] == pytest.approx(arrays["score"][0, 0][seen].mean())
+    assert maps.map(arrays["key"][0])[patch] == pytest.approx(arrays["score"][0, 0][seen].mean())
 
 
 @pytest.mark.parametrize("phase", ["decoder", "encoder"])

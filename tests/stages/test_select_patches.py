@@ -54,8 +54,8 @@ def test_selections_are_what_the_selector_in_memory_keeps(ranker_folder, samples
             kept = arrays[f"kept_{ratio:g}"][row]
             assert kept.tolist() == selector(image, ratio)[0].tolist()
         scores = selector.ranker(image)[0].half().numpy()
-        np.testing.assert_array_equal(arrays["ranker_score"][row], scores)
-    assert arrays["ranker_score"].dtype == np.float16
+        np.testing.assert_array_equal(arrays["score"][row], scores)
+    assert arrays["score"].dtype == np.float16
     assert arrays["key"].tolist() == [sample.key for sample in samples]
 
 
@@ -96,7 +96,7 @@ def test_without_a_crop_the_pixels_are_the_images_own(ranker_folder, samples):
 
 def test_a_ranker_selects_on_another_image_size(ranker_folder, samples):
     arrays = selected(samples[:2], ranker=ranker_folder, image_size=136, keep_ratio=(0.5,))
-    assert arrays["ranker_score"].shape == (2, 17**2)
+    assert arrays["score"].shape == (2, 17**2)
     assert arrays["kept_0.5"].dtype == np.uint16
     selector = LTRPSelector(load_ranker(ranker_folder, grid=17))
     view = make_view("eval", samples[1].key, 0, *samples[1].image.shape[:2], 0)
@@ -120,20 +120,20 @@ def test_a_baseline_is_selected_as_a_ranker_is(samples, name):
         patches = image.reshape(1, 3, 6, 8, 6, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 36, -1)
         kept = select_patches(scores, num_kept(0.3, 36), patches=patches)
         assert arrays["kept_0.3"][row].tolist() == kept[0].tolist()
-        np.testing.assert_array_equal(arrays["baseline_score"][row], scores[0].half().numpy())
-    assert "ranker_score" not in arrays
+        np.testing.assert_array_equal(arrays["score"][row], scores[0].half().numpy())
+    assert set(arrays) >= {"score", "patch_variance"}
 
 
 def test_the_paper_s_sizes_hold_where_a_baseline_has_no_model(samples):
     stage = UnitSelector(SelectConfig(baseline="center"))
-    assert stage.fields["baseline_score"].shape == (196,)
+    assert stage.fields["score"].shape == (196,)
     assert stage.prepare(samples[0]).pixels.shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of --ranker, --teacher, --baseline; none was given"),
+        ({}, "exactly one of --ranker, --teacher, --baseline, --selector; none was given"),
         ({"ranker": "r", "baseline": "center"}, "--ranker and --baseline was given"),
         ({"baseline": "centre"}, "did you mean center"),
         ({"baseline": "center", "keep_ratio": (0.5, 0.5)}, "given twice"),
@@ -147,7 +147,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_sizes_that_do_not_fit_are_refused(ranker_folder):
     for options, message in (
         ({"image_size": 50}, "--image-size 50 does not divide into patches of 8 px"),
-        ({"patch_size": 16}, "--patch-size is 16, and --ranker has patches of 8 px"),
+        ({"patch_size": 16}, "--patch-size is 16, and the ranker has patches of 8 px"),
     ):
         with pytest.raises(RequestError, match=message):
             UnitSelector(SelectConfig(ranker=ranker_folder, **options))

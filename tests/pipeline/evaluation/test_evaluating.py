@@ -16,7 +16,8 @@ from pipeline.console.progress import JsonLineProgress
 from pipeline.evaluation.tables import format_table, read_groups, read_rows
 from pipeline.store import open_cache
 from pipeline.units.run import run_evaluate_patches
-from stages.evaluate_patches import IMAGE_COLUMNS, MEASURES, EvaluateConfig
+from stages.evaluate_patches import EvaluateConfig
+from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES
 
 QUIET = JsonLineProgress(every_s=1e9)
 UNITS = {"one": ["x/a", "x/b", "x/c"], "two": ["x/d", "x/none"]}
@@ -54,7 +55,7 @@ def write_annotations(path, right=20):
 def evaluate(folder, selections="selections", annotations="instances.json", **options):
     return run_evaluate_patches(
         EvaluateConfig(**{"random_draws": 3, "bootstrap_draws": 50, **options}),
-        selections=folder / selections,
+        selections=[folder / selections],
         annotations=folder / annotations,
         teacher=None,
         foreground="masks",
@@ -78,10 +79,10 @@ def test_the_files_say_the_same_as_the_rows(folder):
     assert format_table(rows) in (out / "evaluation.txt").read_text()
     with (out / "evaluation.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [float(line["iou_high"]) for line in lines] == [row.iou_high for row in rows]
+    assert [float(line["iou_high"]) for line in lines] == [row["iou_high"] for row in rows]
     page = (out / "evaluation.md").read_text()
-    assert f"| {rows[0].recall:.3f} [" in page
-    assert f"| {rows[0].pooled_iou:.3f} [" in page
+    assert f"| {rows[0]['recall']:.3f} [" in page
+    assert f"| {rows[0]['pooled_iou']:.3f} [" in page
     differences = pq.read_table(out / "evaluation_differences.parquet").to_pylist()
     assert {d["reference"] for d in differences} == {"patch variance", "center", "random"}
     assert {d["keep_ratio"] for d in differences if d["source"] == "ranker"} == {0.25}
@@ -152,7 +153,7 @@ def test_unseen_says_what_is_arguable(folder):
     _, summary = evaluate(folder, categories=("unseen",))
     assert any("person" in note and "unseen-strict" in note for note in summary.notes)
     rows = read_rows(folder / "evaluation")
-    assert np.isfinite([getattr(row, name) for row in rows for name in MEASURES]).all()
+    assert np.isfinite([row[name] for row in rows for name in MEASURES]).all()
 
 
 def write_namesakes(folder, annotations):

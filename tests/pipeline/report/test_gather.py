@@ -11,7 +11,7 @@ from scored_caches import QUIET
 from ltrp_core.errors import RequestError
 from ltrp_core.rankers import create_ranker, save_ranker
 from pipeline.report import read_cache_figures
-from pipeline.report.gather import run_report
+from pipeline.report.gather import ReportInputs, run_report
 from pipeline.store import open_cache
 from stages.report import ReportConfig
 
@@ -23,19 +23,17 @@ def made(photographs, small_mae, tmp_path_factory):
 
 def report_of(made, mae, out, **changes):
     asked = {
-        "selections": made.selections,
+        "selections": [made.selections],
         "shards": made.shards,
         "mae": str(mae),
         "teacher": made.teacher,
         "evaluation": None,
         "annotations": None,
         "training": [made.ranker],
-        "out": out,
-        "progress": QUIET,
         **changes,
     }
     config = asked.pop("config", ReportConfig(images=6, mask_ratio=0.75))
-    return run_report(config, **asked)
+    return run_report(config, ReportInputs(**asked), out, QUIET)
 
 
 def test_the_page_has_every_section_and_exactly_what_select_stored(made, small_mae, tmp_path):
@@ -45,18 +43,18 @@ def test_the_page_has_every_section_and_exactly_what_select_stored(made, small_m
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["pictures", "training", "attention", "caches", "runs"]
     shown = json.loads(re.findall(r'id="shown">(.*?)</script>', text, re.S)[0])
-    assert shown["stored"] == [[9, 7], [18, 14], [27, 22]]
+    assert shown["stored"] == [[[9, 7], [18, 14], [27, 22]], [], [], []]
     stored = {}
     selections = open_cache(made.selections)
     for unit in selections.units:
         arrays = selections.read(unit)
         for row, key in enumerate(arrays["key"].tolist()):
             stored[key] = [arrays[f"kept_{r}"][row].tolist() for r in ("0.25", "0.5", "0.75")]
-    kept = [card["stored"] for card in shown["cards"]]
+    kept = [card["stored"][0] for card in shown["cards"]]
     assert kept == [stored[key] for key in sorted(stored)[:6]]
     for card in shown["cards"]:
         assert len(card["orders"]) == 4
-        for (_, best), chosen in zip(shown["stored"], card["stored"], strict=True):
+        for (_, best), chosen in zip(shown["stored"][0], card["stored"][0], strict=True):
             assert card["orders"][0][:best] == chosen[:best]
     assert "teacher&#39;s own tau-b 0.5" in text
 

@@ -21,6 +21,7 @@ from report_data import GRID, HOSTILE, LENGTH, RATIOS, SIDE, homogeneous_count, 
 from ltrp_core.errors import RequestError
 from ltrp_core.selection import num_kept
 from pipeline.report import ReportData, RunCard, TrainingCurve, write_report
+from stages.report import Kept
 
 SELECTED = "As selected: 39 best, 10 homogeneous."
 
@@ -109,7 +110,9 @@ def best(report_data: ReportData, source: str, k: int) -> list[list[int]]:
 
 
 def stored(report_data: ReportData, ratio: float) -> list[list[int]]:
-    return [sorted(image.kept[ratio].tolist()) for image in report_data.gallery]
+    return [
+        sorted(image.selections["ranker"][ratio].patches.tolist()) for image in report_data.gallery
+    ]
 
 
 def test_the_page_first_shows_the_stored_quarter_of_every_image(open_page, report_data) -> None:
@@ -185,7 +188,7 @@ def test_a_button_shows_exactly_a_stored_selection(open_page, report_data, numbe
         for _ in range(number + 1):
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        kept = [image.kept[ratio] for image in report_data.gallery]
+        kept = [image.selections["ranker"][ratio].patches for image in report_data.gallery]
         assert undimmed(page) == [sorted(patches) for patches in kept]
         assert drawn(page, ".homogeneous.frame") == [sorted(patches[k - h :]) for patches in kept]
         assert drawn(page, ".best.frame") == [sorted(patches[: k - h]) for patches in kept]
@@ -316,7 +319,7 @@ def test_the_same_data_make_the_same_folder(report_data, index, tmp_path) -> Non
 def test_file_names_are_counted_and_not_taken_from_keys(index) -> None:
     names = [path.name for path in (index.parent / "images").iterdir()]
     assert len(names) == 3 * 6 + 2 + 2
-    assert all(re.fullmatch(r"000[012]-[a-z]+\.(jpg|png|svg)", name) for name in names)
+    assert all(re.fullmatch(r"000[012]-[a-z]+(-\d)?\.(jpg|png|svg)", name) for name in names)
 
 
 def test_an_earlier_report_is_replaced_whole(pictures_only, tmp_path) -> None:
@@ -373,7 +376,7 @@ def test_a_file_in_the_folders_place_is_refused(pictures_only, tmp_path) -> None
         ({"left_out": LENGTH}, "from 0 to 195"),
         ({"reconstruction": np.zeros((8, 8, 3), np.uint8)}, "reconstruction must be uint8"),
         ({"foreground": np.zeros((8, 8), bool)}, "foreground must be"),
-        ({"kept": {0.25: np.arange(48)}}, "one selection"),
+        ({"selections": {"ranker": {0.25: Kept(np.arange(48), 0)}}}, "one selection"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(

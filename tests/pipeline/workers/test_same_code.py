@@ -54,4 +54,4 @@ def test_another_ranker_than_the_driver_s_is_refused():
     with pytest.raises(
         CheckpointError, match=r"--ranker ranker_tiny has the sha256 .* ffffffffffff "
     ):
-        UnitSelector(config, ranker_sha256="f" * 64)
+        UnitSelector(config, weights_sha256="f" * 64)

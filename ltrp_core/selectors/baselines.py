@@ -1,0 +1,55 @@
+"""Selectors without learning: `random`, `center` and `patch-variance` (Sec. 4.1; ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ltrp_core.selectors.base import (
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    ScoreSelector,
+    SelectorOptions,
+    SelectorSpec,
+)
+from ltrp_core.selectors.references import center_scores, patch_variance, random_scores
+
+
+class _Baseline(ScoreSelector):
+    def __init__(self, options: SelectorOptions) -> None:
+        image_size, patch_size = options.image_size or IMAGE_SIZE, options.patch_size or PATCH_SIZE
+        super().__init__(image_size, patch_size, options.homogeneous)
+        self.seed = options.seed
+
+
+class RandomSelector(_Baseline):
+    """Patches in random order: the first draw of the `random` reference."""
+
+    def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        """Returns scores that depend on key and seed alone."""
+        draws = [random_scores(key, self.grid**2, draw=0, seed=self.seed) for key in keys]
+        return torch.stack(draws).to(images.device)
+
+
+class CenterSelector(_Baseline):
+    """The patches nearest to the middle."""
+
+    def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        """Returns minus the distance to the middle."""
+        return center_scores(self.grid).expand(len(keys), -1).to(images.device)
+
+
+class VarianceSelector(_Baseline):
+    """The patches whose pixels vary most."""
+
+    def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        """Returns the variance of each patch's pixels."""
+        del keys
+        return patch_variance(images, self.patch_size)
+
+
+RANDOM = SelectorSpec(make=RandomSelector, help="in random order")
+CENTER = SelectorSpec(make=CenterSelector, help="nearest to the middle first")
+VARIANCE = SelectorSpec(make=VarianceSelector, help="most varied pixels first")

@@ -1,0 +1,97 @@
+"""Selections of the same images, read side by side: by unit where they agree, else by key."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ltrp_core.errors import RequestError
+from stages.protocols import Arrays, CacheReader
+from stages.types import SelectRun
+
+_OF_VIEW = ("size", "crop", "flip")
+
+
+class Beside:
+    """A further selection, in the order of the first one's images.
+
+    Attributes:
+        label: of the selection.
+        run: typed identity.
+    """
+
+    def __init__(self, label: str, cache: CacheReader, first: SelectRun) -> None:
+        """Opens the selection.
+
+        Raises:
+            RequestError: its views or patches are of other sizes than the first selection's.
+        """
+        self.label, self.cache = label, cache
+        self.run = SelectRun.of(cache.run, label)
+        ours, theirs = ((run.image_size, run.patch_size, run.crop) for run in (self.run, first))
+        if ours != theirs:
+            raise RequestError(
+                f"selection {label!r} is of {ours[0]} px, patches of {ours[1]} px and --crop "
+                f"{ours[2]}, the first one of {theirs[0]} px, {theirs[1]} px and {theirs[2]}; "
+                "evaluate those of one size and crop together"
+            )
+        self._units = frozenset(cache.units)
+        self._places: dict[str, tuple[str, int]] | None = None
+        self._opened: tuple[str, Arrays] = ("", {})
+        self._used = 0
+
+    def rows(self, unit: str, arrays: Arrays) -> Arrays:
+        """Returns the arrays of this selection for the images of a unit of the first one.
+
+        Raises:
+            RequestError: an image is missing here, or its view is another.
+        """
+        keys = arrays["key"].tolist()
+        own = self._whole_unit(unit, keys)
+        if own is None:
+            own = self._by_key(keys)
+        for name in _OF_VIEW:
+            same = (np.asarray(own[name]) == np.asarray(arrays[name])).reshape(len(keys), -1)
+            if not same.all():
+                key = keys[int(np.argmin(same.all(axis=1)))]
+                raise RequestError(
+                    f"{key!r} has another {name} in selection {self.label!r} than in the first: "
+                    "they are of other views; select from the same shards with the same --crop"
+                )
+        self._used += len(keys)
+        return own
+
+    @property
+    def num_alone(self) -> int:
+        """Images that the first selection does not have, after all of its units were asked for."""
+        return sum(len(self.cache.read(unit)["key"]) for unit in self.cache.units) - self._used
+
+    def _whole_unit(self, unit: str, keys: list[str]) -> Arrays | None:
+        if unit not in self._units:
+            return None
+        own = self.cache.read(unit)
+        return own if own["key"].tolist() == keys else None
+
+    def _by_key(self, keys: list[str]) -> Arrays:
+        rows: dict[str, list[object]] = {}
+        for key in keys:
+            arrays, row = self._find(key)
+            for name, values in arrays.items():
+                rows.setdefault(name, []).append(values[row])
+        return {name: np.array(values) for name, values in rows.items()}
+
+    def _find(self, key: str) -> tuple[Arrays, int]:
+        if self._places is None:
+            self._places = {
+                found: (unit, row)
+                for unit in self.cache.units
+                for row, found in enumerate(self.cache.read(unit)["key"].tolist())
+            }
+        if key not in self._places:
+            raise RequestError(
+                f"selection {self.label!r} does not have the image {key!r} of the first one; "
+                "select from the same shards, to the end"
+            )
+        unit, row = self._places[key]
+        if unit != self._opened[0]:
+            self._opened = (unit, self.cache.read(unit))
+        return self._opened[1], row
