@@ -56,7 +56,7 @@ def made_here(folder: Path, samples: int) -> tuple[dict[str, ArrayField], Arrays
 
 def largest_unit(cache: Cache) -> tuple[dict[str, ArrayField], Arrays]:
     unit = max(cache.rows.values(), key=lambda row: row.n_ok).unit
-    path = cache.place.path / "units" / unit / "records.zarr"
+    path = cache.storage.path / "units" / unit / "records.zarr"
     return zarr_records.read_fields(path), cache.read(unit)
 
 

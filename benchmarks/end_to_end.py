@@ -47,7 +47,7 @@ def measured(mae: str, folder: Path, out: Path) -> dict[str, Any]:
     config = ScoreConfig(mae=mae, partitions=1, batch_size=8)
     found = find_shards([str(folder)])
     run_score(config, found, out, InProcessPool(), open_progress())
-    (done,) = [e for e in read_log(open_cache(out).place) if e["event"] == "done"]
+    (done,) = [e for e in read_log(open_cache(out).storage) if e["event"] == "done"]
     scorer = UnitScorer(config)
     prepared = [scorer.prepare(sample) for shard in found for sample in read_samples(shard)]
     pixels = torch.cat([one.pixels for one in prepared])

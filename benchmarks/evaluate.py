@@ -106,7 +106,7 @@ def write_selections(path, keys, rng, per_unit):
         order = (-scores.astype(np.float32)).argsort(axis=1, kind="stable").astype(np.uint8)
         for ratio in STORED:
             arrays[f"kept_{ratio:g}"] = order[:, : num_kept(ratio, GRID**2)]
-        with cache.place.staging(unit) as staged:
+        with cache.storage.staging(unit) as staged:
             with FORMS["zarr"].writer(staged / FORMS["zarr"].file, fields) as writer:
                 writer.append({name: arrays[name] for name in fields})
             source = {"name": shard, "size": 0, "sha256": "0" * 64}
@@ -114,7 +114,7 @@ def write_selections(path, keys, rng, per_unit):
                 staged, unit=unit, run_id=cache.run_id, n_ok=count, bad=[], input=source,
                 damage=None,
             )  # fmt: skip
-            publish(cache.place, staged, receipt)
+            publish(cache.storage, staged, receipt)
 
 
 def timed(scratch, *options):

@@ -10,6 +10,9 @@ clamped), so the data range is 1 whatever the batch holds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +69,24 @@ def ssim(reference: Tensor, difference: Tensor) -> Tensor:
     luminance = mean_d.square() / (mean_x.square() + mean_y.square() + _SSIM_K1**2)
     structure = var_d / (var_x + var_y + _SSIM_K2**2)
     return (luminance + structure - luminance * structure).mean(dim=(-3, -2, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class DistanceSpec:
+    """One row of `DISTANCES`."""
+
+    function: Callable[..., Tensor]
+    """`function(difference)`, or `function(reference, difference)` of whole images"""
+    of_images: bool = False
+    """Whether it compares images, not positions one by one"""
+
+
+DISTANCES: dict[str, DistanceSpec] = {
+    "l1": DistanceSpec(l1),
+    "psnr": DistanceSpec(psnr),
+    "ssim": DistanceSpec(ssim, of_images=True),
+}
+"""By name: Tab. 1c. A distance from outside joins by a row."""
 
 
 def _smooth(images: Tensor) -> Tensor:

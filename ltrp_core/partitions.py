@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.seeding import random_permutation
 
 Sampler = Literal["iid", "cover"]
-SAMPLERS = ("iid", "cover")
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
 def num_visible(length: int, mask_ratio: float) -> int:

@@ -17,13 +17,13 @@ W = decoder width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltrp_core import distances
+from ltrp_core.distances import DISTANCES, DistanceSpec
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.linear import Activation, frozen_weights, inference_linear
 from ltrp_core.mae import MaskedAutoencoder
@@ -31,12 +31,10 @@ from ltrp_core.patches import model_images
 from ltrp_core.precision import Precision, computing_in
 
 Phase = Literal["decoder", "encoder"]
-Metric = Literal["l1", "psnr", "ssim"]
 Region = Literal["masked", "all"]
 
-PHASES = ("decoder", "encoder")
-METRICS = ("l1", "psnr", "ssim")
-REGIONS = ("masked", "all")
+PHASES: tuple[Phase, ...] = get_args(Phase)
+REGIONS: tuple[Region, ...] = get_args(Region)
 
 _ROWS_AT_A_TIME = 4096
 
@@ -48,7 +46,7 @@ def leave_one_out_scores(
     visible: Tensor,
     *,
     phase: Phase = "decoder",
-    metric: Metric = "l1",
+    metric: str = "l1",
     region: Region = "masked",
     precision: Precision = "float32",
     chunk: int | None = None,
@@ -62,8 +60,8 @@ def leave_one_out_scores(
 
     The distance is taken over the originally masked patches (`masked`: the decoder is never trained
     elsewhere), or over every position that both reconstructions have (`all`: all L in the encoder
-    phase; all but i in the decoder phase). For `ssim` the other positions hold equal pixels: the
-    image's own with `masked`, R's with `all`.
+    phase; all but i in the decoder phase). For distances of images (`ssim`) the other positions
+    hold equal pixels: the image's own with `masked`, R's with `all`.
 
     A score depends on its image and partition alone. On a CPU a chunk is one pair, so it is
     bit-equal whatever the batch; elsewhere it agrees to rounding.
@@ -72,7 +70,7 @@ def leave_one_out_scores(
 
     Args:
         mae: frozen, in eval mode, on the device of `images`.
-        images: of a floating type, (B, 3, g*p, g*p), normalised; B may be 0.
+        images: of a floating type, (B, 3, g*p, g*p), normalized; B may be 0.
         visible: int64 (B, n) or (B, P, n), distinct within a partition.
         precision: of the matrix products (`ltrp_core.precision`); what it does to the order of
             patches is in docs/speed.md.
@@ -84,7 +82,7 @@ def leave_one_out_scores(
     """
     for kind, name, known in (
         ("phase", phase, PHASES),
-        ("metric", metric, METRICS),
+        ("metric", metric, DISTANCES),
         ("region", region, REGIONS),
     ):
         if name not in known:
@@ -100,7 +98,7 @@ def leave_one_out_scores(
     owner = torch.arange(len(images), device=images.device).repeat_interleave(partitions)
     with computing_in(precision, images.device), frozen_weights():
         scores = [
-            _score_pairs(mae, images[rows], part, phase, metric, region)
+            _score_pairs(mae, images[rows], part, phase, DISTANCES[metric], region)
             for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
         ]
     return torch.cat(scores).view(visible.shape)
@@ -116,14 +114,14 @@ def _score_pairs(
     images: Tensor,
     visible: Tensor,
     phase: Phase,
-    metric: Metric,
+    distance: DistanceSpec,
     region: Region,
 ) -> Tensor:
     masked = _complement(visible, mae.config.num_patches)
     hidden = _hidden_decoder if phase == "decoder" else _hidden_encoder
     anchor_RJQW, left_out_RJQW, places = hidden(mae, images, visible, masked, region)
     difference = inference_linear(anchor_RJQW - left_out_RJQW, mae.decoder_pred.weight, None)
-    if metric == "ssim":
+    if distance.of_images:
         if region == "masked":
             predicted = mae.decoder_pred(anchor_RJQW[:, 0]).float()
             index = masked.unsqueeze(-1).expand_as(predicted)
@@ -133,17 +131,15 @@ def _score_pairs(
     # Distances are sums over thousands of values: in float32, whatever the products are in.
     difference = difference.float()
     with torch.autocast(images.device.type, enabled=False):
-        if metric == "l1":
-            return distances.l1(difference)
-        if metric == "psnr":
-            return distances.psnr(difference)
+        if not distance.of_images:
+            return distance.function(difference)
         # `places` count along [masked | visible]; the canvas is in grid order, 0 where not
         # compared.
         index = torch.cat([masked, visible], dim=1)[:, places].unsqueeze(-1).expand_as(difference)
         canvas = reference.new_zeros(*visible.shape, *reference.shape[1:])
         canvas = canvas.scatter(2, index, difference)
         changes = mae.unpatchify(canvas.flatten(0, 1)).unflatten(0, visible.shape)
-        return distances.ssim(mae.unpatchify(reference), changes)
+        return distance.function(mae.unpatchify(reference), changes)
 
 
 def _hidden_decoder(

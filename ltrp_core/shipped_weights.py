@@ -32,6 +32,12 @@ def shipped_folder(name: str) -> Path | None:
     return WEIGHTS_FOLDER / name
 
 
+def shipped_sha256(name: str) -> str:
+    """Returns the sha256 of the package's own weights called `name`, in hex."""
+    lines = (WEIGHTS_FOLDER / "SHA256SUMS").read_text("utf-8").splitlines()
+    return next(line.split()[0] for line in lines if line.split()[1].startswith(f"{name}/"))
+
+
 def where_to_get(size: str = "mae_base") -> str:
     """Returns where weights of `size` are to be had, as advice in a sentence."""
     if size not in _AUTHORS_SIZES:

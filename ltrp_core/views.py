@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.seeding import random_uniform
 
 Crop = Literal["train", "eval", "resize", "none"]
-CROPS = ("train", "eval", "resize", "none")
+CROPS: tuple[Crop, ...] = get_args(Crop)
 
 _SCALE = (0.2, 1.0)
 _RATIO = (3 / 4, 4 / 3)

@@ -6,7 +6,6 @@ when they are called, so that `--help` does not wait for torch.
 
 from __future__ import annotations
 
-import importlib
 import io
 import sys
 
@@ -18,16 +17,15 @@ from pipeline.console.address_space import lack_of_address_space
 from pipeline.console.signals import interrupt_on_signals
 from pipeline.console.terminal import guard_messages, printable, say, say_traceback
 from pipeline.remote import RemoteError, is_remote, remote_error
+from pipeline.runs.spec import STAGES, load
 
+_GROUPS = {
+    "evaluate": ("pipeline.commands.evaluations:evaluate", "Measure selections and scores."),
+}
+"""Commands that stages are subcommands of."""
 COMMANDS = {
     "demo": ("pipeline.commands.run:demo", "Score, select, evaluate and draw a few photographs."),
-    "pack": ("pipeline.commands.run:pack", "Turn a folder of images into tar shards."),
-    "pretrain-mae": ("pipeline.commands.run:pretrain_mae", "Train a masked autoencoder."),
-    "score": ("pipeline.commands.run:score", "Score patches into a cache."),
-    "train-ranker": ("pipeline.commands.run:train_ranker", "Train a ranker from a cache."),
-    "select": ("pipeline.commands.run:select", "Write the top-k patches of every image."),
-    "evaluate": ("pipeline.commands.evaluations:evaluate", "Measure selections and scores."),
-    "report": ("pipeline.commands.run:report", "Draw a page of pictures and tables."),
+    **{spec.typed[0]: _GROUPS.get(spec.typed[0], (spec.command, spec.line)) for spec in STAGES},
     "run": ("pipeline.commands.whole_runs:run", "Run all stages of a YAML file."),
     "submit": ("pipeline.commands.jobs:submit", "Run a command as a job of a Ray cluster."),
     "export": ("pipeline.commands.exports:export", "Write a ranker for other runtimes."),
@@ -52,8 +50,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command: click.Command = load(COMMANDS[cmd_name][0])
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

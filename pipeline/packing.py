@@ -13,6 +13,7 @@ from pathlib import Path
 from ltrp_core.errors import RequestError
 from ltrp_core.regular_files import read_regular
 from pipeline.console.terminal import printable
+from pipeline.files import atomic_write, file_sha256, replace_text
 from pipeline.inputs.folders import (
     LeftOut,
     entry_is_folder,
@@ -25,7 +26,6 @@ from pipeline.inputs.images import EXTENSIONS
 from pipeline.inputs.keys import image_keys
 from pipeline.parsing import read_json_object
 from pipeline.store.errors import RunMismatchError
-from pipeline.store.receipts import file_sha256, replace_text
 from pipeline.store.run_file import claim_folder
 from stages.pack import ImageFile
 
@@ -107,15 +107,11 @@ class TarSink:
         Raises:
             RequestError: a file cannot be read.
         """
-        temporary = self.folder / f".{name}.{os.getpid()}"
         sources = _sources_sha256(files)  # before they are read: a later change is seen
-        try:
-            with temporary.open("wb") as file:
-                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                    for image in files:
-                        _add(tar, image)
-                file.flush()
-                os.fsync(file.fileno())
+        with atomic_write(self.folder / name) as temporary:
+            with tarfile.open(temporary, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for image in files:
+                    _add(tar, image)
             stamp: dict[str, str | int] = {
                 "name": name,
                 "size": temporary.stat().st_size,
@@ -123,9 +119,6 @@ class TarSink:
                 "num_samples": len(files),
                 "sources": sources,
             }
-            os.replace(temporary, self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
         return stamp
 
 

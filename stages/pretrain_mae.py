@@ -148,7 +148,7 @@ def _loss(device: torch.device) -> Callable[[nn.Module, MaskedViews], Tensor]:
     def loss(model: nn.Module, batch: MaskedViews) -> Tensor:
         pixels, visible = (values.to(device, non_blocking=True) for values in batch[:2])
         total: Tensor = model(normalize(pixels), visible) * len(pixels)
-        return total if batch.counts else total * 0
+        return total * 0 if batch.is_padding else total
 
     return loss
 

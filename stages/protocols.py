@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.types import ScoreRun
+
 Arrays = dict[str, NDArray[Any]]
 """Named arrays whose first axis is the N samples of a unit."""
 
@@ -170,8 +172,8 @@ class Records(Protocol):
     """
 
     @property
-    def run(self) -> Mapping[str, Any]:
-        """Identity of the cache: the options it was scored with."""
+    def run(self) -> ScoreRun:
+        """What the cache was scored with."""
         ...
 
     @property

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ltrp_core.distances import DISTANCES
 from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
 from ltrp_core.patches import patchify
 from ltrp_core.precision import Precision, check_precision, fastest_faithful, needs_gpu
-from ltrp_core.scoring import Metric, Phase, Region, default_chunk, leave_one_out_scores
+from ltrp_core.scoring import Phase, Region, default_chunk, leave_one_out_scores
 from ltrp_core.views import Crop, check_size, make_view, normalize, render_view
 from stages.devices import device_types, is_out_of_memory, resolve_device
 from stages.options import check_ranges, identity, option
@@ -52,7 +53,7 @@ class ScoreConfig:
     )
     mask_ratio: float = option(0.9, help="share of masked patches (Tab. 1b)")
     phase: Phase = option("decoder", help="where a patch is removed (Tab. 1g)")
-    metric: Metric = option("l1", help="distance between reconstructions (Tab. 1c)")
+    metric: str = option("l1", names=DISTANCES, help="distance between reconstructions (Tab. 1c)")
     region: Region = option("masked", help="positions compared")
     precision: Literal["auto", Precision] = option(
         "auto",
@@ -263,7 +264,6 @@ def run(config: ScoreConfig, *, units: UnitRunner) -> Summary:
         gpu_only=needs_gpu(precision),
     )
     summary.notes += notes
-    summary.next_step = f"ltrp-pipeline train-ranker --cache {summary.output} --shards ..."
     return summary
 
 

@@ -338,7 +338,7 @@ def run(
         selected_by = _as_schema_2(selected_by)
     run = SelectRun.of(selected_by)
     has_scores = isinstance(selector, ScoreSelector)
-    summary = units.run(
+    return units.run(
         "select",
         functools.partial(
             UnitSelector,
@@ -350,10 +350,6 @@ def run(
         identity=selected_by,
         fields=selection_fields(config, selector.grid**2, run.score_name if has_scores else None),
     )
-    summary.next_step = (
-        f"ltrp-pipeline evaluate patches --selections {summary.output} --annotations instances.json"
-    )
-    return summary
 
 
 def _as_schema_2(selected_by: Mapping[str, Any]) -> dict[str, Any]:

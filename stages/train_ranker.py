@@ -24,6 +24,7 @@ from stages.training.loading import Loader
 from stages.training.loop import Task, Trained, TrainingConfig, fit
 from stages.training.order import RecordOrder
 from stages.training.ranking_batches import RankingBatch, RankingSteps
+from stages.types import ScoreRun
 from stages.weights import check_same_weights
 
 
@@ -176,7 +177,7 @@ def _counts(split: Split, steps: RankingSteps, held_out: HoldOut) -> dict[str, i
     }
 
 
-def check_config(config: TrainRankerConfig, cache: Mapping[str, Any]) -> None:
+def check_config(config: TrainRankerConfig, cache: ScoreRun) -> None:
     """Checks options before anything is written.
 
     Raises:
@@ -248,22 +249,22 @@ def _make_ranker(
     return ranker, report
 
 
-def _create(config: TrainRankerConfig, cache: Mapping[str, Any]) -> Ranker:
+def _create(config: TrainRankerConfig, cache: ScoreRun) -> Ranker:
     if config.init and config.init_from:
         raise RequestError("--init and --init-from exclude each other; pass one")
     return create_ranker(
         config.ranker,
         head=config.head,
         input=None if config.input == "auto" else config.input,
-        grid=int(cache["image_size"]) // int(cache["patch_size"]),
-        patch_size=int(cache["patch_size"]),
+        grid=cache.grid,
+        patch_size=cache.patch_size,
     )
 
 
 def _steps(
     config: TrainRankerConfig, records: Records, samples: Any, ranks: Ranks, *, whole: bool
 ) -> RankingSteps:
-    per_sample = int(records.run["views"]) * int(records.run["partitions"])
+    per_sample = records.run.records
     order = RecordOrder(
         num_samples=len(samples),
         records_per_sample=per_sample,
@@ -287,7 +288,7 @@ def _loss(
     def loss(model: nn.Module, batch: RankingBatch) -> Tensor:
         patches, visible, score = (values.to(device, non_blocking=True) for values in batch[:3])
         total = spec(model(patches, visible), score, **extra).sum()
-        return total if batch.counts else total * 0
+        return total * 0 if batch.is_padding else total
 
     return loss
 

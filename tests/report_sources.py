@@ -7,8 +7,8 @@ import torch
 from scored_caches import QUIET, scored, write_tars
 
 from ltrp_core.rankers import create_ranker, save_ranker
+from pipeline.files import replace_text
 from pipeline.inputs import Shard
-from pipeline.store.receipts import replace_text
 from pipeline.store.run_file import claim_folder
 from pipeline.units.run import run_select
 from pipeline.workers import InProcessPool

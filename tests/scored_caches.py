@@ -70,7 +70,7 @@ def truth(cache):
 
 def every_record(records):
     """Number and record of every record, in a random order."""
-    per_sample = int(records.run["views"]) * int(records.run["partitions"])
+    per_sample = records.run.records
     number = np.random.default_rng(0).permutation(len(records) * per_sample)
     return np.divmod(number, per_sample)
 

@@ -40,11 +40,11 @@ def write_selections(path, units, seed=0):
     for number, (shard, keys) in enumerate(units.items()):
         unit = unit_name(f"{shard}.tar")
         arrays = selection_arrays(keys, seed + number)
-        with cache.place.staging(unit) as staged:
+        with cache.storage.staging(unit) as staged:
             with form.writer(staged / form.file, fields) as writer:
                 writer.append({name: arrays[name] for name in fields})
             source = {"name": f"{shard}.tar", "size": 0, "sha256": "0" * 64}
             receipt = seal(staged, unit=unit, run_id=cache.run_id, n_ok=len(keys), bad=[],
                            input=source, damage=None)  # fmt: skip
-            publish(cache.place, staged, receipt)
+            publish(cache.storage, staged, receipt)
     return open_cache(path)

@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
 from pipeline.store import open_cache
+from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_log import read_log
-from pipeline.store.storage import LocalPlace
 from pipeline.units.run import run_score
 from pipeline.workers import InProcessPool
 from stages.score import ScoreConfig
@@ -283,7 +283,7 @@ def test_lost_attempts_are_in_the_log_with_run_unit_attempt_and_reason(shards, s
     found = find_shards([str(shards)])
     run_score(ScoreConfig(mae=str(small_mae)), found, cache, FlakyPool(delays_s=(0.0, 0.0)),
               JsonLineProgress(every_s=1e9))  # fmt: skip
-    events = list(read_log(LocalPlace(cache)))
+    events = list(read_log(LocalStorage(cache)))
     opened = open_cache(cache)
     assert {event["run_id"] for event in events} == {opened.run_id}
     lost = [event for event in events if event["event"] == "attempt"]

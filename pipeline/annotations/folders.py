@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ltrp_core.errors import RequestError
+from pipeline.files import file_sha256
 from pipeline.inputs.folders import LeftOut, walk_folder
 from pipeline.inputs.keys import KeyIndex
-from pipeline.store.receipts import file_sha256
 
 
 class AnnotatedFolder:

@@ -14,7 +14,7 @@ from pipeline.annotations.coco import CocoAnnotations
 from pipeline.annotations.masks import MaskImages
 from pipeline.annotations.recognizing import folder_of, recognize
 from pipeline.annotations.voc_boxes import VocBoxes
-from pipeline.store.receipts import file_sha256
+from pipeline.files import file_sha256
 from stages.protocols import Foreground
 
 FORMATS = ("auto", "coco", "voc-boxes", "voc-masks", "ade20k", "masks")

@@ -13,7 +13,6 @@ from pipeline.console.progress import open_progress
 from pipeline.console.terminal import printable, say
 from pipeline.store.cache import Cache
 from pipeline.store.kinds import CACHES, open_cache_of
-from pipeline.store.lock import place_lock
 from pipeline.store.units import quarantine
 from pipeline.units.shares import parse_share
 
@@ -72,13 +71,13 @@ def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options:
         say(printable(fault.what))
     damaged = [fault for fault in faults if fault.unit is not None]
     if repair:
-        with place_lock(opened.place):
+        with opened.storage.lock():
             for fault in damaged:
-                quarantine(fault.place or opened.place, str(fault.unit))
+                quarantine(fault.storage or opened.storage, str(fault.unit))
         stage = opened.identity.get("stage", "score")
         say(f"{len(damaged)} unit(s) moved to quarantine; run the same `{stage}` again")
     count = len(faults) + (_rescore(opened, share, **options) if share is not None else 0)
-    units = {fault.unit for fault in damaged if fault.place is opened.place}
+    units = {fault.unit for fault in damaged if fault.storage is opened.storage}
     rows = [row for unit, row in opened.rows.items() if unit not in units]
     n_in, n_ok, n_bad = (sum(getattr(r, name) for r in rows) for name in ("n_in", "n_ok", "n_bad"))
     say(f"{len(rows)} complete units, {n_in} samples = {n_ok} ok + {n_bad} bad, {count} faults")

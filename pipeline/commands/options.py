@@ -20,6 +20,7 @@ from pipeline.console.progress import print_summary
 from pipeline.console.signals import interrupt_on_signals
 from pipeline.console.terminal import printable, say
 from pipeline.inputs import Shard, find_shards
+from pipeline.runs.spec import STAGES
 from pipeline.units.runner import UnitOptions
 from pipeline.workers import WorkerPool, open_pool
 from stages.options import Names
@@ -228,6 +229,11 @@ def open_pool_of(options: dict[str, Any]) -> AbstractContextManager[WorkerPool]:
 
 
 def finish(summary: Summary) -> int:
-    """Prints the summary; returns the exit status."""
+    """Prints the summary, and what comes after the running command; returns the exit status."""
+    context = click.get_current_context()
+    name = getattr(context.command.callback, "__name__", "")
+    spec = next((spec for spec in STAGES if spec.command.endswith(f":{name}")), None)
+    if spec is not None and not (summary.failed or summary.stopped):
+        summary.next_step = spec.next_step(context.params, summary.output)
     print_summary(summary)
     return 1 if summary.failed or summary.stopped else 0

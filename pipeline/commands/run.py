@@ -28,6 +28,7 @@ from pipeline.commands.options import (
 from pipeline.console.progress import open_progress
 from pipeline.console.signals import interrupt_on_signals
 from pipeline.console.terminal import printable, say
+from pipeline.training.launch import Launch
 from pipeline.training.options import RunOptions, TrainingRunOptions
 from pipeline.units import run as run_stage
 from pipeline.units.runner import UnitOptions
@@ -51,6 +52,15 @@ def pack(images: Path, out: Path, **options: Any) -> int:
     Example: ltrp-pipeline pack photos --out shards
     """
     return finish(run_stage.run_pack(PackConfig(**options), images, out, open_progress()))
+
+
+def _launch(workers: int, ray_address: str | None) -> Launch:
+    return Launch(
+        workers=workers,
+        ray_address=ray_address,
+        after_start=interrupt_on_signals,
+        on_note=lambda text: say(f"note: {printable(text)}", err=True),
+    )
 
 
 @click.command("pretrain-mae")
@@ -80,10 +90,7 @@ def pretrain_mae(
         out,
         open_progress(),
         run_options,
-        workers=workers,
-        ray_address=ray_address,
-        after_start=interrupt_on_signals,
-        on_note=lambda text: say(f"note: {printable(text)}", err=True),
+        _launch(workers, ray_address),
     )
     return finish(summary)
 
@@ -160,10 +167,7 @@ def train_ranker(
         out,
         open_progress(),
         run_options,
-        workers=workers,
-        ray_address=ray_address,
-        after_start=interrupt_on_signals,
-        on_note=lambda text: say(f"note: {printable(text)}", err=True),
+        _launch(workers, ray_address),
     )
     say(format_curve(curve))
     return finish(summary)

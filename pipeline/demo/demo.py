@@ -73,7 +73,6 @@ def run_demo(out: Path, *, training: DemoTraining | None) -> int:
     for number, (title, step) in enumerate(steps, 1):
         say(f"{number}  {title}")
         summary = step()
-        summary.next_step = ""
         print_summary(summary)
         if summary.failed:
             return 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from pipeline.annotations import AnnotationSource
 from pipeline.annotations.categories import LISTS
+from pipeline.files import atomic_write
 from pipeline.store.cache import Cache
 from stages.protocols import Arrays
 
@@ -59,9 +59,8 @@ class FileCountCache:
         np.savez(content, **arrays)  # type: ignore[arg-type]
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(unit, categories)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content.getvalue())
 
     def _path(self, unit: str, categories: str) -> Path:
         # By hash: a unit's name is data.

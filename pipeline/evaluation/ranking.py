@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.evaluation.text_tables import aligned, markdown, write_csv, write_parquet
+from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
 from pipeline.store.kinds import CACHES, open_cache_of
-from pipeline.store.receipts import replace_text
 from stages import evaluate_ranking
 from stages.evaluate_ranking import AgreementRow, PlateauRow, RankingConfig
 from stages.protocols import Progress, Summary

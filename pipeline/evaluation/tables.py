@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from ltrp_core.errors import RequestError
 from pipeline.evaluation.text_tables import aligned, markdown, write_csv, write_parquet
+from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
-from pipeline.store.receipts import replace_text
 from stages.evaluate_patches import Evaluation
 from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES, DifferenceRow, EvaluationRow
 from stages.evaluation.sources import label_of, labels_in

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.receipts import replace_text
+from pipeline.files import atomic_write, replace_text
 
 
 def aligned(cells: Sequence[Sequence[str]], *, rules: bool = True) -> list[str]:
@@ -45,6 +45,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Writes a table, whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(table, temporary, write_page_checksum=True)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)

@@ -21,7 +21,7 @@ from ltrp_core.errors import RequestError
 from ltrp_core.mae import load_mae
 from ltrp_core.rankers import load_ranker, locate_ranker
 from pipeline.inputs import find_shards
-from pipeline.store.storage import LocalPlace, ObjectPlace, open_place
+from pipeline.store.storage import Storage, open_storage
 
 State = Literal["ok", "poor", "broken"]
 
@@ -187,14 +187,14 @@ def _home() -> Finding:
 
 def _place(out: str) -> Iterator[Finding]:
     try:
-        place = open_place(out)
+        storage = open_storage(out)
     except RequestError as error:
         yield Finding(check="output", state="broken", text=str(error))
         return
-    if isinstance(place, LocalPlace):
+    if storage.is_local:
         yield _folder(Path(out))
     else:
-        yield _object_store(place)
+        yield _object_store(storage)
 
 
 def _folder(out: Path) -> Finding:
@@ -215,38 +215,38 @@ def _folder(out: Path) -> Finding:
     return Finding(check="output", state="poor", text=text, remedy=remedy)
 
 
-def _object_store(place: ObjectPlace) -> Finding:
+def _object_store(storage: Storage) -> Finding:
     """Writes, reads and removes one object, and tries that a second commit is refused."""
     name = f".doctor-{secrets.token_hex(8)}"
     content = os.urandom(_PROBE_BYTES)
     try:
         started = time.monotonic()
-        place.replace(name, content)
+        storage.replace(name, content)
         written = time.monotonic()
-        whole = place.read(name) == content
+        whole = storage.read(name) == content
         read = time.monotonic()
-        refused = not place.create(name, b"second")
+        refused = not storage.create(name, b"second")
     except Exception as error:  # botocore's, aiohttp's, gcsfs' and the system's own
         return Finding(
             check="object store",
             state="broken",
-            text=f"{place.url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            text=f"{storage.url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
             remedy="check the URL, the endpoint and the credentials (AWS_ENDPOINT_URL, "
             "AWS_ACCESS_KEY_ID, ... in the environment or the usual files)",
         )
     finally:
         with suppress(Exception):
-            place.remove(name)
+            storage.remove(name)
     if not whole or not refused:
         what = "other bytes came back" if not whole else "an object was written over another"
         return Finding(
             check="object store",
             state="broken",
-            text=f"{place.url}: {what}",
+            text=f"{storage.url}: {what}",
             remedy="this store does not keep the promises that commits need: take another one",
         )
     up, down = _PROBE_BYTES / (written - started), _PROBE_BYTES / (read - written)
-    text = f"{place.url}: {up / 1e6:.0f} MB/s up, {down / 1e6:.0f} MB/s down, commits are safe"
+    text = f"{storage.url}: {up / 1e6:.0f} MB/s up, {down / 1e6:.0f} MB/s down, commits are safe"
     if min(up, down) >= _SLOW_BYTES_PER_S:
         return Finding(check="object store", state="ok", text=text)
     remedy = "work where the store is: same region, same cluster"

@@ -6,7 +6,6 @@ the manifest does not have yet, so that 100,000 are looked at in seconds. `verif
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import time
@@ -18,11 +17,11 @@ from typing import Any
 from ltrp_core.errors import DamagedFileError
 from pipeline.console.terminal import printable
 from pipeline.store.cache import Cache
-from pipeline.store.lock import LOCK, is_expired, lease_holder
 from pipeline.store.manifest import MANIFEST, UnitRow, read_manifest
+from pipeline.store.receipts import RECEIPT
 from pipeline.store.run_log import cpus_of_units, note_on_cpus, read_log
-from pipeline.store.storage import LocalPlace
-from pipeline.store.units import RECEIPT, UNITS, receipt_problem, unit_name
+from pipeline.store.storage import UNITS
+from pipeline.store.units import receipt_problem, unit_name
 
 STEPS = ("read", "decode", "wait", "model", "write")
 _RECENT_S = 300.0
@@ -89,7 +88,7 @@ def read_status(cache: Cache, *, now: float | None = None) -> Status:
     now = time.time() if now is None else now
     problems: list[str] = []
     rows = _rows(cache, problems)
-    events = list(read_log(cache.place))
+    events = list(read_log(cache.storage))
     given = next((e["shards"] for e in reversed(events) if e["event"] == "start"), None)
     names = given if given is not None else [row.shard for row in rows.values()]
     newest = {e["unit"]: e for e in events if e["event"] in ("done", "failed")}
@@ -136,10 +135,10 @@ _MOST_RECEIPTS = 4096
 
 def _rows(cache: Cache, problems: list[str]) -> dict[str, UnitRow]:
     """Returns the rows of the units that are there; adds what is wrong to `problems`."""
-    there = cache.place.names(UNITS)
+    there = cache.storage.names(UNITS)
     known: dict[str, UnitRow] = {}
     try:
-        known = {row.unit: row for row in read_manifest(cache.place)}
+        known = {row.unit: row for row in read_manifest(cache.storage)}
     except DamagedFileError as error:
         problems.append(f"{error}; the next run rebuilds it")
     for unit in sorted(set(known) - set(there)):
@@ -149,7 +148,7 @@ def _rows(cache: Cache, problems: list[str]) -> dict[str, UnitRow]:
         rows = {unit: known[unit] for unit in there if unit in known}
         problems.append(f"{len(rows)} units as {MANIFEST} lists them; `verify` reads them")
     new = {f"{UNITS}/{unit}/{RECEIPT}": unit for unit in there if unit not in rows}
-    found = cache.place.read_many(new)
+    found = cache.storage.read_many(new)
     for name, unit in new.items():
         if name not in found:  # an attempt may be going on, unless it was done
             problems += [f"{unit}: {RECEIPT} is missing"] if unit in known else []
@@ -250,21 +249,7 @@ def _reasons(rows: Iterable[UnitRow]) -> dict[str, int]:
 
 def _writer(cache: Cache) -> str:
     """Returns who holds the lock, without taking it from anybody."""
-    place = cache.place
-    if isinstance(place, LocalPlace):
-        try:
-            with (place.path / LOCK).open() as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return file.read().strip() or "a process that has just begun"
-        except OSError:
-            return ""
-        return ""
-    holder = lease_holder(place)
-    if is_expired(holder):
-        return ""
-    return json.dumps({name: holder.get(name) for name in ("host", "pid")})
+    return cache.storage.holder()
 
 
 def to_json(status: Status) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ltrp_core.errors import RequestError, first_line, unknown_name
 from ltrp_core.rankers import Ranker, describe_ranker, load_ranker, locate_ranker
 from ltrp_core.views import make_view, normalize, render_view
+from pipeline.files import atomic_write
 
 Format = Literal["onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -101,14 +102,10 @@ def export_ranker(
         raise RequestError(f"the folder {path.parent} of --out is missing; make it first")
     ranker = load_ranker(source)
     program = _trace(ranker)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with atomic_write(path) as temporary:
         write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torch, _read_torch)
         write(program, ranker, temporary)
         largest, swapped, images = _compare(ranker, read(temporary), str(path))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return ExportReport(
         path=path,
         format=format,

@@ -14,6 +14,7 @@ from typing import Any
 
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.rankers import locate_ranker, read_config
+from pipeline.files import replace_text
 
 CARD = "README.md"
 
@@ -99,9 +100,7 @@ def write_model_card(
     """
     path = Path(folder) / CARD
     if replace or not path.exists():
-        temporary = path.with_name(f".{CARD}.{os.getpid()}")
-        temporary.write_text(model_card(folder, repository=repository), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_text(path, model_card(folder, repository=repository))
     return path
 
 

@@ -15,16 +15,16 @@ from pipeline.annotations import open_annotations
 from pipeline.evaluation.ranking import read_tables
 from pipeline.evaluation.selections import open_selections
 from pipeline.evaluation.tables import read_differences, read_groups, read_rows
+from pipeline.files import file_sha256
 from pipeline.inputs import Shard
 from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import read_samples
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.store.cache import Cache
 from pipeline.store.kinds import CACHES, check_kind, open_cache_of
-from pipeline.store.receipts import file_sha256
+from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_file import read_run
 from pipeline.store.run_log import images_per_second
-from pipeline.store.storage import LocalPlace
 from pipeline.store.units import unit_name
 from pipeline.training.folder import read_curve
 from stages import report
@@ -201,7 +201,7 @@ def _attention(
 
 def _identity(folder: Path) -> dict[str, object]:
     try:
-        return read_run(LocalPlace(folder))
+        return read_run(LocalStorage(folder))
     except RequestError as error:
         raise RequestError(
             f"{folder} is no --out folder of a training stage: run.json is missing or unreadable"
@@ -238,7 +238,7 @@ def _cache_card(cache: Cache) -> RunCard:
         "units": len(rows),
         "images ok": sum(row.n_ok for row in rows),
         "images bad": sum(row.n_bad for row in rows),
-        "images/s a worker": images_per_second(cache.place) or "-",
+        "images/s a worker": images_per_second(cache.storage) or "-",
         "bytes": sum(row.bytes for row in rows),
     }
     name = cache.url.rstrip("/").rsplit("/", 1)[-1]

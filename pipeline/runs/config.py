@@ -16,42 +16,11 @@ from typing import Any
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.regular_files import read_regular
 from pipeline.parsing import parse_yaml
+from pipeline.runs.spec import NAMES, stage
 
-COMMANDS = (
-    "pack",
-    "pretrain-mae",
-    "score",
-    "train-ranker",
-    "select",
-    "evaluate-patches",
-    "evaluate-ranking",
-    "report",
-)
-"""In the order of a run; `evaluate-patches` is the command `evaluate patches`."""
-
-_ON_SHARDS = ("pretrain-mae", "score", "train-ranker", "select", "report")
 _TOP = ("out", "shards", "stages")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\$([A-Za-z][A-Za-z0-9_-]*)")
-
-_FED_BY: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "score": {"mae": ("$pretrain-mae/mae.safetensors",)},
-    "train-ranker": {"cache": ("$score",), "maps": ("$teacher",)},
-    "select": {"ranker": ("$train-ranker",)},
-    "evaluate-patches": {"selections": ("$select",), "teacher": ("$teacher",)},
-    "evaluate-ranking": {"first": ("$select",), "second": ("$teacher",)},
-    "report": {
-        "selections": ("$select",),
-        "mae": ("$pretrain-mae/mae.safetensors",),
-        "teacher": ("$teacher",),
-        "evaluation": ("$evaluate-patches",),
-        "ranking": ("$evaluate-ranking",),
-        "training": ("$pretrain-mae", "$train-ranker"),
-        "cache": ("$score",),
-    },
-}
-"""What an option is if the file does not say it, where the stages it names are in the file."""
-
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -124,11 +93,11 @@ def read_config(source: str, changes: Sequence[str] = ()) -> RunConfig:
     stages = _mapping(where, document.get("stages"), "stages")
     sections = [_section(where, name, options) for name, options in stages.items()]
     if not sections:
-        raise RequestError(f"{where}: stages is empty; name one of {', '.join(COMMANDS)}")
+        raise RequestError(f"{where}: stages is empty; name one of {', '.join(NAMES)}")
     names = {section.name for section in sections}
     shards = document.get("shards")
     filled = [_filled(section, names, shards) for section in sections]
-    filled.sort(key=lambda section: COMMANDS.index(section.command))
+    filled.sort(key=lambda section: NAMES.index(section.command))
     _check_sources(where, filled)
     return RunConfig(where, Path(str(document.get("out", "run"))).expanduser(), filled)
 
@@ -183,9 +152,9 @@ def _section(where: str, name: str, options: Any) -> Section:
         )
     given = _mapping(where, options, f"stage {name}")
     command = str(given.pop("command", "score" if name == "teacher" else name))
-    if command not in COMMANDS:
+    if command not in NAMES:
         raise RequestError(
-            f"{where}: {unknown_name('stage', command, COMMANDS)} A stage of another name says "
+            f"{where}: {unknown_name('stage', command, NAMES)} A stage of another name says "
             "which one it is by `command:`"
         )
     return Section(name, command, {_hyphened(key): value for key, value in given.items()})
@@ -193,14 +162,14 @@ def _section(where: str, name: str, options: Any) -> Section:
 
 def _filled(section: Section, names: set[str], shards: Any) -> Section:
     """Adds what the file need not say."""
-    options = dict(section.options)
+    options, spec = dict(section.options), stage(section.command)
     found = shards if shards is not None else "$pack" if "pack" in names else None
-    if found is not None and section.command in _ON_SHARDS:
+    if found is not None and spec.on_shards:
         options.setdefault("shards", found)
     if section.name == "teacher":
         for key, value in (("crop", "eval"), ("sampler", "cover"), ("partitions", 22)):
             options.setdefault(key, value)
-    for key, references in _FED_BY.get(section.command, {}).items():
+    for key, references in spec.fed_by.items():
         there = [text for text in references if _REFERENCE.findall(text)[0] in names]
         if there and key not in options:
             options[key] = there if len(references) > 1 else there[0]

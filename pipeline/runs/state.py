@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pipeline.inputs import find_shards
 from pipeline.parsing import read_json_object
-from pipeline.store.receipts import file_sha256, replace_text
+from pipeline.files import file_sha256, replace_text
 from pipeline.url_secrets import without_secrets
 
 STAMPS = ".done"

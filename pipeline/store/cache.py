@@ -22,11 +22,11 @@ from pipeline.store.manifest import (
     manifest_table,
     read_manifest,
 )
-from pipeline.store.receipts import Receipt
+from pipeline.store.receipts import ERRORS, RECEIPT, Receipt
 from pipeline.store.records.forms import FORMS
-from pipeline.store.run_file import claim_place, difference, read_run, run_id
-from pipeline.store.storage import ATTEMPTS, LocalPlace, ObjectPlace, open_place
-from pipeline.store.units import ERRORS, RECEIPT, UNITS, UnitState, parse_unit
+from pipeline.store.run_file import claim_storage, difference, read_run, run_id
+from pipeline.store.storage import UNITS, Storage, open_storage
+from pipeline.store.units import UnitState, parse_unit
 from stages.protocols import Arrays, BadSample
 
 APPENDED = "appended"
@@ -47,15 +47,15 @@ class Cache:
     Views that were appended are seen as soon as every unit has them.
     """
 
-    def __init__(self, place: LocalPlace | ObjectPlace, identity: Mapping[str, Any]) -> None:
-        self.place = place
+    def __init__(self, storage: Storage, identity: Mapping[str, Any]) -> None:
+        self.storage = storage
         self.identity = identity
         """Every option of this run that changes a number, and the weights' sha256."""
 
     @property
     def url(self) -> str:
         """Where it is: an absolute path or a URL."""
-        return self.place.url
+        return self.storage.url
 
     @property
     def run_id(self) -> str:
@@ -86,7 +86,7 @@ class Cache:
     def _known(self) -> tuple[dict[str, UnitRow], dict[str, str]]:
         try:
             # Before the units: those that a run adds meanwhile are not missed then.
-            listed = read_manifest(self.place)
+            listed = read_manifest(self.storage)
         except DamagedFileError:
             listed = []  # only a copy of the receipts
         rows, damaged = {}, {}
@@ -150,7 +150,7 @@ class Cache:
     @property
     def part_urls(self) -> Sequence[str]:
         """Where the caches of further views are."""
-        return [f"{self.place.url}/{APPENDED}/{name}" for name in self.place.names(APPENDED)]
+        return [f"{self.storage.url}/{APPENDED}/{name}" for name in self.storage.names(APPENDED)]
 
     def part_problem(self, part: Cache, first_view: int) -> str | None:
         """Returns why `part` is not the views from `first_view` on of this cache, or None."""
@@ -171,8 +171,8 @@ class Cache:
 
     def _states(self) -> Iterator[tuple[str, UnitState]]:
         """Yields what `scan` returns; some receipts at a time, for there may be 100,000."""
-        sizes: dict[str, dict[str, int]] = {name: {} for name in self.place.names(UNITS)}
-        for path, size in self.place.sizes(UNITS).items():
+        sizes: dict[str, dict[str, int]] = {name: {} for name in self.storage.names(UNITS)}
+        for path, size in self.storage.sizes(UNITS).items():
             unit, _, name = path.partition("/")
             # A file beside the units is as wrong as a unit without a receipt.
             sizes.setdefault(unit, {})[name or unit] = size
@@ -180,7 +180,7 @@ class Cache:
         for first in range(0, len(units), _RECEIPTS_AT_A_TIME):
             some = units[first : first + _RECEIPTS_AT_A_TIME]
             names = {unit: f"{UNITS}/{unit}/{RECEIPT}" for unit in some}
-            contents = self.place.read_many(names.values())
+            contents = self.storage.read_many(names.values())
             for unit, name in names.items():
                 state = parse_unit(unit, contents.get(name), sizes.pop(unit), run_id=self.run_id)
                 yield unit, state
@@ -199,7 +199,7 @@ class Cache:
                 f"{self.url} has no complete unit {unit!r}; see `ltrp-pipeline verify`"
             )
         try:
-            receipt = Receipt.parse(self.place.read(f"{UNITS}/{unit}/{RECEIPT}"))
+            receipt = Receipt.parse(self.storage.read(f"{UNITS}/{unit}/{RECEIPT}"))
         except (FileNotFoundError, ValueError) as error:
             raise self._damage(unit, error) from error
         if UnitRow.of(receipt) != self.rows[unit]:
@@ -236,7 +236,7 @@ class Cache:
         records, stamps = receipt.records
         form = FORMS[str(self.identity["store"])]
         try:
-            with self.place.local_copy(f"{UNITS}/{unit}/{records}", stamps) as path:
+            with self.storage.local_copy(f"{UNITS}/{unit}/{records}", stamps) as path:
                 arrays = form.read(path, wanted, stamps)
         except (FileNotFoundError, DamagedFileError) as error:
             raise self._damage(unit, error) from error
@@ -259,7 +259,7 @@ class Cache:
             return []
         name = receipt.path_of(ERRORS)
         try:
-            data = self.place.read(f"{UNITS}/{unit}/{name}")
+            data = self.storage.read(f"{UNITS}/{unit}/{name}")
             if hashlib.sha256(data).hexdigest() != receipt.files[name].sha256:
                 raise DamagedFileError(f"{name} has another sha256 than its receipt says")
             rows = [BadSample(**row) for row in parse_parquet(data, name).to_pylist()]
@@ -283,9 +283,8 @@ class Cache:
             self.__dict__.pop(name, None)
 
     def clear_attempts(self) -> None:
-        """Removes what dead workers left; call it under the place's lock."""
-        if isinstance(self.place, LocalPlace):
-            self.place.remove(ATTEMPTS)
+        """Removes what dead workers left; call it under the storage's lock."""
+        self.storage.clear_attempts()
 
     def add(self, row: UnitRow) -> None:
         """Takes note of a unit that was committed since `rows` was read."""
@@ -294,7 +293,7 @@ class Cache:
 
     def write_manifest(self) -> None:
         """Replaces manifest.parquet by what the receipts say."""
-        self.place.replace(MANIFEST, manifest_bytes(self.rows.values()))
+        self.storage.replace(MANIFEST, manifest_bytes(self.rows.values()))
 
 
 def but_views(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,8 +312,8 @@ def open_cache(path: str | Path) -> Cache:
     Raises:
         RequestError: there is no cache.
     """
-    place = open_place(path)
-    return Cache(place, read_run(place))
+    storage = open_storage(path)
+    return Cache(storage, read_run(storage))
 
 
 def create_cache(path: str | Path, stage: str, identity: Mapping[str, Any]) -> Cache:
@@ -324,5 +323,5 @@ def create_cache(path: str | Path, stage: str, identity: Mapping[str, Any]) -> C
         RunMismatchError: another run is there (the message names every difference) or something
             that is no cache.
     """
-    place = open_place(path)
-    return Cache(place, claim_place(place, stage, identity))
+    storage = open_storage(path)
+    return Cache(storage, claim_storage(storage, stage, identity))

@@ -7,15 +7,10 @@ import shutil
 from ltrp_core.errors import RequestError
 from pipeline.store.cache import APPENDED, Cache, create_cache
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.lock import place_lock
+from pipeline.store.receipts import ERRORS
 from pipeline.store.records.forms import FORMS, copy_records
-from pipeline.store.units import (
-    ERRORS,
-    UNITS,
-    damaged_file,
-    publish,
-    seal,
-)
+from pipeline.store.storage import UNITS
+from pipeline.store.units import damaged_file, publish, seal
 from stages.protocols import Progress, Summary
 
 
@@ -33,7 +28,7 @@ def convert(source: Cache, out: str, store: str, progress: Progress) -> Summary:
     identity = {k: v for k, v in source.identity.items() if k != "stage"}
     target = create_cache(out, str(source.identity["stage"]), {**identity, "store": store})
     summary = Summary(stage="convert", output=target.url)
-    with place_lock(target.place):
+    with target.storage.lock():
         target.clear_attempts()
         with progress.task("convert", len(source.units), "units") as bar:
             for unit in source.units:
@@ -57,7 +52,7 @@ def convert(source: Cache, out: str, store: str, progress: Progress) -> Summary:
 
 def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
     receipt = source.receipt(unit)
-    damaged = damaged_file(source.place, unit, receipt)
+    damaged = damaged_file(source.storage, unit, receipt)
     if damaged is not None:
         raise DamagedUnitError(
             f"{source.url}: {damaged} of unit {unit} has another sha256 than its receipt says; "
@@ -65,9 +60,9 @@ def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
         )
     folder = f"{UNITS}/{unit}"
     form = FORMS[str(target.identity["store"])]
-    with target.place.staging(unit) as staged:
+    with target.storage.staging(unit) as staged:
         name, stamps = receipt.records
-        with source.place.local_copy(f"{folder}/{name}", stamps) as records:
+        with source.storage.local_copy(f"{folder}/{name}", stamps) as records:
             n_ok = copy_records(records, staged / form.file, form)
         if n_ok != receipt.n_ok:
             raise DamagedUnitError(
@@ -76,7 +71,7 @@ def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
             )
         bad = source.errors(unit)
         if bad:
-            with source.place.local_copy(f"{folder}/{receipt.path_of(ERRORS)}", [""]) as path:
+            with source.storage.local_copy(f"{folder}/{receipt.path_of(ERRORS)}", [""]) as path:
                 shutil.copyfile(path, staged / ERRORS)
         sealed = seal(
             staged,
@@ -87,4 +82,4 @@ def _convert_unit(source: Cache, target: Cache, unit: str) -> None:
             input=receipt.input,
             damage=receipt.damage,
         )
-        publish(target.place, staged, sealed)
+        publish(target.storage, staged, sealed)

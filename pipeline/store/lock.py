@@ -12,31 +12,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltrp_core.errors import DamagedFileError
 from ltrp_core.parsing import parse_json_object
 from pipeline.store.errors import LockedError
-from pipeline.store.storage import LocalPlace, ObjectPlace
+
+if TYPE_CHECKING:
+    from pipeline.store.storage import Storage
 
 LOCK = ".lock"
 LEASE_S = 60.0
 """In an object store: a holder that has not renewed its lock for so long is dead."""
-
-
-@contextmanager
-def place_lock(place: LocalPlace | ObjectPlace) -> Iterator[None]:
-    """Holds the lock of a place while the body runs.
-
-    Raises:
-        LockedError: a live process holds it; the message names host and pid.
-    """
-    if isinstance(place, LocalPlace):
-        with folder_lock(place.path):
-            yield
-    else:
-        with _Lease(place).held():
-            yield
 
 
 @contextmanager
@@ -55,15 +42,37 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-class _Lease:
+def folder_holder(folder: Path) -> str:
+    """Returns who holds the lock of a folder, without taking it from anybody; empty: nobody."""
+    try:
+        with (folder / LOCK).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "a process that has just begun"
+    except OSError:
+        pass
+    return ""
+
+
+def live_holder(storage: Storage) -> str:
+    """Returns who has renewed the lock in an object store lately, as JSON; empty: nobody."""
+    holder = lease_holder(storage)
+    if is_expired(holder):
+        return ""
+    return json.dumps({name: holder.get(name) for name in ("host", "pid")})
+
+
+class Lease:
     """A lock object that its holder renews; one that is not renewed is taken over."""
 
-    def __init__(self, place: ObjectPlace) -> None:
-        self.place = place
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.token = uuid.uuid4().hex
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Holds the lock while the body runs."""
         self._acquire()
         ended = threading.Event()
         renewal = threading.Thread(target=self._renew, args=(ended,), daemon=True)
@@ -74,26 +83,26 @@ class _Lease:
             ended.set()
             renewal.join()
             if self._present().get("token") == self.token:
-                self.place.remove(LOCK)
+                self.storage.remove(LOCK)
 
     def _acquire(self) -> None:
-        if self.place.create(LOCK, self._content()):
+        if self.storage.create(LOCK, self._content()):
             return
         present = self._present()
         if not _is_dead(present):
-            raise _locked(self.place.url, json.dumps(present))
+            raise _locked(self.storage.url, json.dumps(present))
         # Take over, and see after a moment whether somebody else did the same.
-        self.place.replace(LOCK, self._content())
+        self.storage.replace(LOCK, self._content())
         time.sleep(1.0)
         present = self._present()
         if present.get("token") != self.token:
-            raise _locked(self.place.url, json.dumps(present))
+            raise _locked(self.storage.url, json.dumps(present))
 
     def _renew(self, ended: threading.Event) -> None:
         while not ended.wait(LEASE_S / 4):
             try:
                 if self._present().get("token") == self.token:
-                    self.place.replace(LOCK, self._content())
+                    self.storage.replace(LOCK, self._content())
             except OSError:
                 continue  # the store is away for a while; units are safe without the lock
 
@@ -101,12 +110,12 @@ class _Lease:
         return json.dumps({**_holder(), "token": self.token, "renewed": time.time()}).encode()
 
     def _present(self) -> dict[str, Any]:
-        return lease_holder(self.place)
+        return lease_holder(self.storage)
 
 
-def lease_holder(place: ObjectPlace) -> dict[str, Any]:
+def lease_holder(storage: Storage) -> dict[str, Any]:
     """Returns what the lock in an object store says; nothing if there is none, or it is damaged."""
-    for content in place.read_many([LOCK]).values():
+    for content in storage.read_many([LOCK]).values():
         with suppress(DamagedFileError):
             return parse_json_object(content, LOCK)
     return {}

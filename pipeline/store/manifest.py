@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.parsing import parse_parquet
 from pipeline.store.receipts import Receipt
-from pipeline.store.storage import LocalPlace, ObjectPlace
+from pipeline.store.storage import Storage
 
 MANIFEST = "manifest.parquet"
 TABLE = "selections.parquet"
@@ -69,18 +69,18 @@ class UnitRow:
         )
 
 
-def read_manifest(place: LocalPlace | ObjectPlace) -> list[UnitRow]:
+def read_manifest(storage: Storage) -> list[UnitRow]:
     """Returns the rows of the manifest as it lies there; none if there is no manifest.
 
     Raises:
         DamagedFileError: it is no manifest.
     """
     rows = []
-    for content in place.read_many([MANIFEST]).values():
-        table = parse_parquet(content, f"{place.url}/{MANIFEST}", schema=SCHEMA)
+    for content in storage.read_many([MANIFEST]).values():
+        table = parse_parquet(content, f"{storage.url}/{MANIFEST}", schema=SCHEMA)
         empty = [name for name in SCHEMA.names if name != "damage" and table[name].null_count]
         if empty:
-            raise DamagedFileError(f"{place.url}/{MANIFEST}: a row has no {empty[0]}")
+            raise DamagedFileError(f"{storage.url}/{MANIFEST}: a row has no {empty[0]}")
         columns = [table[name].to_pylist() for name in SCHEMA.names]
         rows = [UnitRow(*values) for values in zip(*columns, strict=True)]
     return rows

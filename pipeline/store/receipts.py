@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,8 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ltrp_core.parsing import parse_json_object
-from ltrp_core.regular_files import open_regular
+from pipeline.files import file_sha256
 
+RECEIPT, ERRORS = "receipt.json", "errors.parquet"
+"""Two files of a unit: what makes it done, and what of its shard is not in it."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -69,7 +69,7 @@ class Receipt:
         Raises:
             ValueError: not the JSON of a receipt.
         """
-        return cls.from_json(parse_json_object(data, "receipt.json"))
+        return cls.from_json(parse_json_object(data, RECEIPT))
 
     def to_bytes(self) -> bytes:
         """Returns readable JSON, equal for equal receipts."""
@@ -167,19 +167,3 @@ def stamp_files(folder: Path) -> dict[str, FileStamp]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file, hex."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a small text file atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

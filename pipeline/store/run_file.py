@@ -13,7 +13,8 @@ from ltrp_core.errors import DamagedFileError, RequestError
 from ltrp_core.parsing import parse_json_object
 from pipeline.remote import RemoteError
 from pipeline.store.errors import RunMismatchError
-from pipeline.store.storage import LocalPlace, ObjectPlace, open_place
+from pipeline.store.local_storage import LocalStorage
+from pipeline.store.storage import Storage, open_storage
 
 SCHEMA_VERSION = 2
 RUN_FILE = "run.json"
@@ -26,49 +27,47 @@ def run_id(run: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def claim_place(
-    place: LocalPlace | ObjectPlace, stage: str, identity: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Writes the identity of a run into a new place, or checks it against the one that is there.
+def claim_storage(storage: Storage, stage: str, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Writes the identity of a run into a new storage, or checks it against the one that is there.
 
     Package versions are recorded beside the identity but are no part of it: an update of a library
     must not orphan a cache of a thousand GPU-hours.
 
     Raises:
-        RunMismatchError: the place holds another run, or something else.
+        RunMismatchError: the storage holds another run, or something else.
     """
     # Through JSON, so that a tuple asked for equals the list that was stored.
     run: dict[str, Any] = json.loads(
         json.dumps({"schema": SCHEMA_VERSION, "stage": stage, **identity})
     )
-    if _claimed(place, run):
+    if _claimed(storage, run):
         return run
-    if place.names("") or (isinstance(place, LocalPlace) and place.path.is_file()):
+    if storage.names("") or storage.is_file():
         raise RunMismatchError(
-            f"{place.url} exists and holds no run of this stage; "
+            f"{storage.url} exists and holds no run of this stage; "
             "give a new or empty folder as --out"
         )
     document = {"run_id": run_id(run), "identity": run, "versions": _versions()}
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-    if not place.create(RUN_FILE, text.encode()):
-        _claimed(place, run)
+    if not storage.create(RUN_FILE, text.encode()):
+        _claimed(storage, run)
     return run
 
 
 def claim_folder(path: Path, stage: str, identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Claims a local folder: see `claim_place`."""
-    return claim_place(LocalPlace(path), stage, identity)
+    """Claims a local folder: see `claim_storage`."""
+    return claim_storage(LocalStorage(path), stage, identity)
 
 
-def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
-    """Returns the identity of the run in a place.
+def read_run(storage: Storage) -> dict[str, Any]:
+    """Returns the identity of the run in a storage.
 
     Raises:
         RequestError: there is none, or it is not what its run_id was made of: a flipped bit of it
             would make every unit that of another run.
     """
     try:
-        document = parse_json_object(place.read(RUN_FILE), RUN_FILE)
+        document = parse_json_object(storage.read(RUN_FILE), RUN_FILE)
         identity = document["identity"]
         if not isinstance(identity, dict):
             raise TypeError("identity is no object")
@@ -76,35 +75,35 @@ def read_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
         raise  # whether there is one is not known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{place.url} is no cache: {RUN_FILE} is missing or unreadable; "
+            f"{storage.url} is no cache: {RUN_FILE} is missing or unreadable; "
             "pass the --out folder of `ltrp-pipeline score` or `select`"
         ) from error
     if document.get("run_id", run_id(identity)) != run_id(identity):
         raise DamagedFileError(
-            f"{place.url}/{RUN_FILE} is damaged: its identity is not that of its run_id "
+            f"{storage.url}/{RUN_FILE} is damaged: its identity is not that of its run_id "
             f"{document['run_id']}; bring the file back, the units beside it need not be damaged"
         )
     return identity
 
 
-def begun_run(place: LocalPlace | ObjectPlace) -> dict[str, Any]:
-    """Returns the identity of the run in a place, empty if there is none yet.
+def begun_run(storage: Storage) -> dict[str, Any]:
+    """Returns the identity of the run in a storage, empty if there is none yet.
 
     Raises:
         RequestError: its file cannot be read.
     """
-    return read_run(place) if place.read_many([RUN_FILE]) else {}
+    return read_run(storage) if storage.read_many([RUN_FILE]) else {}
 
 
 def open_run(path: str | Path) -> dict[str, Any]:
     """Returns the identity of the run at a path or URL."""
-    return read_run(open_place(path))
+    return read_run(open_storage(path))
 
 
-def _claimed(place: LocalPlace | ObjectPlace, run: Mapping[str, Any]) -> bool:
-    present = begun_run(place)
+def _claimed(storage: Storage, run: Mapping[str, Any]) -> bool:
+    present = begun_run(storage)
     if present and present != run:
-        raise RunMismatchError(difference(place.url, present, run))
+        raise RunMismatchError(difference(storage.url, present, run))
     return bool(present)
 
 

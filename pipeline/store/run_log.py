@@ -5,7 +5,6 @@ Everything that differs between two runs of one thing is here and not in the rec
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 
 from ltrp_core.errors import DamagedFileError
 from ltrp_core.parsing import parse_json_object
-from pipeline.store.storage import LocalPlace, ObjectPlace
+from pipeline.store.storage import Storage
 from pipeline.url_secrets import without_secrets
 
 LOG = "log"
@@ -27,7 +26,7 @@ _LINES_A_PART = 2000
 
 
 class RunLog:
-    """Writes the events of one driver; the place's lock must be held.
+    """Writes the events of one driver; the storage's lock must be held.
 
     A log that cannot be written ends no run: events wait for the next try, and `problem` says why.
 
@@ -35,8 +34,8 @@ class RunLog:
         run_id: of the run; every event carries it, so that the logs of many can be searched as one.
     """
 
-    def __init__(self, place: LocalPlace | ObjectPlace, run_id: str) -> None:
-        self.place, self.run_id = place, run_id
+    def __init__(self, storage: Storage, run_id: str) -> None:
+        self.storage, self.run_id = storage, run_id
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self._name = f"{stamp}-{socket.gethostname()}-{os.getpid()}"
         self._part = 0
@@ -49,7 +48,7 @@ class RunLog:
         line = {"event": event, "time": round(time.time(), 3), "run_id": self.run_id, **facts}
         self._lines.append(without_secrets(json.dumps(line)))
         due = time.monotonic() - self._sent > _SEND_EVERY_S or len(self._lines) >= _LINES_A_PART
-        if due or isinstance(self.place, LocalPlace):
+        if due or self.storage.appends:
             self.flush()
 
     def flush(self) -> None:
@@ -63,26 +62,21 @@ class RunLog:
 
     def _send(self) -> None:
         text = "".join(f"{line}\n" for line in self._lines)
-        if isinstance(self.place, LocalPlace):
-            folder = self.place.path / LOG
-            folder.mkdir(exist_ok=True)
-            with (folder / f"{self._name}.jsonl").open("a") as file:
-                file.write(text)
+        self.storage.log(f"{LOG}/{self._name}", self._part, text)
+        if self.storage.appends:
             self._lines = []
-        elif text:
-            self.place.replace(f"{LOG}/{self._name}.{self._part:05d}.jsonl", text.encode())
-            if len(self._lines) >= _LINES_A_PART:
-                self._part, self._lines = self._part + 1, []
+        elif len(self._lines) >= _LINES_A_PART:
+            self._part, self._lines = self._part + 1, []
 
 
-def read_log(place: LocalPlace | ObjectPlace) -> Iterator[dict[str, Any]]:
+def read_log(storage: Storage) -> Iterator[dict[str, Any]]:
     """Yields all events of all drivers, oldest driver first.
 
     A torn last line is left out, and a damaged one: a log tells how a run went, not what it gave.
     """
-    names = [f"{LOG}/{name}" for name in place.names(LOG) if name.endswith(".jsonl")]
+    names = [f"{LOG}/{name}" for name in storage.names(LOG) if name.endswith(".jsonl")]
     for name in sorted(names):
-        for line in _lines(place, name):
+        for line in storage.lines(name):
             with suppress(DamagedFileError):
                 event = parse_json_object(line.decode("utf-8", "replace"), name)
                 if _is_whole(event):
@@ -110,16 +104,6 @@ _FACTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _lines(place: LocalPlace | ObjectPlace, name: str) -> Iterator[bytes]:
-    """Yields the lines of a log; one of 100,000 shards is 40 MB, so a file is not read as one."""
-    if isinstance(place, LocalPlace):
-        with suppress(FileNotFoundError), (place.path / name).open("rb") as file:
-            yield from file
-    else:
-        for content in place.read_many([name]).values():
-            yield from io.BytesIO(content)
-
-
 def cpus_of_units(events: Iterable[Mapping[str, Any]], units: Collection[str]) -> dict[str, int]:
     """Returns how many units were made on each kind of CPU, by `unit_work.cpu_kind`.
 
@@ -138,8 +122,8 @@ def note_on_cpus(cpus: Mapping[str, int]) -> str:
     return f"made on CPUs of {len(cpus)} kinds ({made}): equal to the byte only among one kind"
 
 
-def images_per_second(place: LocalPlace | ObjectPlace) -> float | None:
+def images_per_second(storage: Storage) -> float | None:
     """Returns the images that one worker did a second, over all units; None if the log is gone."""
-    done = [event for event in read_log(place) if event["event"] == "done"]
+    done = [event for event in read_log(storage) if event["event"] == "done"]
     seconds = sum(event["seconds"]["total"] for event in done)
     return round(sum(event["n_ok"] for event in done) / seconds, 2) if seconds else None

@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.faults import fault_point
+from pipeline.files import file_sha256
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.receipts import Receipt, file_sha256, stamp_files
-from pipeline.store.storage import LocalPlace, ObjectPlace, sync_folder, sync_tree
+from pipeline.store.receipts import ERRORS, RECEIPT, Receipt, stamp_files
+from pipeline.store.storage import UNITS, Storage
 from stages.protocols import BadSample
-
-RECEIPT, ERRORS = "receipt.json", "errors.parquet"
-UNITS, QUARANTINE = "units", "quarantine"
 
 
 def unit_name(shard_name: str) -> str:
@@ -73,7 +68,7 @@ def seal(
     )
 
 
-def publish(place: LocalPlace | ObjectPlace, staged: Path, receipt: Receipt) -> Receipt:
+def publish(storage: Storage, staged: Path, receipt: Receipt) -> Receipt:
     """Puts a sealed unit under its final name; returns the receipt that stands there then.
 
     An equal or complete unit that is there already stays; a damaged one goes to quarantine.
@@ -82,62 +77,17 @@ def publish(place: LocalPlace | ObjectPlace, staged: Path, receipt: Receipt) -> 
         DamagedUnitError: another process keeps putting a damaged unit there.
         OSError: disk full and the like; nothing is left under the final name.
     """
-    if isinstance(place, LocalPlace):
-        return _publish_folder(place, staged, receipt)
-    return _publish_objects(place, staged, receipt)
-
-
-def _publish_folder(place: LocalPlace, staged: Path, receipt: Receipt) -> Receipt:
-    (staged / RECEIPT).write_bytes(receipt.to_bytes())
-    fault_point("after_receipt", receipt.unit)
-    sync_tree(staged)
-    units = place.path / UNITS
-    units.mkdir(exist_ok=True)
-    target = units / receipt.unit
-    fault_point("before_rename", receipt.unit)
     # Two tries: the first may meet a damaged unit, which goes to quarantine.
     for _ in range(2):
-        try:
-            os.rename(staged, target)
-        except OSError:
-            if not target.exists():
-                raise
-            present = sound_receipt(place, receipt.unit, run_id=receipt.run_id)
-            if present is not None:
-                return present
-            quarantine(place, receipt.unit)
-            continue
-        sync_folder(units)
-        fault_point("after_rename", receipt.unit)
-        return receipt
-    raise DamagedUnitError(f"{target}: another process keeps putting a damaged unit there")
-
-
-def _publish_objects(place: ObjectPlace, staged: Path, receipt: Receipt) -> Receipt:
-    """The files' keys name their content, so two attempts cannot tear each other's files."""
-    content = hashlib.sha256(receipt.to_bytes()).hexdigest()[:16]
-    folder = f"data-{content}"
-    receipt = replace(
-        receipt, files={f"{folder}/{name}": stamp for name, stamp in receipt.files.items()}
-    )
-    unit = f"{UNITS}/{receipt.unit}"
-    place.upload(staged, f"{unit}/{folder}")
-    fault_point("after_receipt", receipt.unit)
-    sizes = place.sizes(unit)
-    short = [name for name, stamp in receipt.files.items() if sizes.get(name) != stamp.size]
-    if short:
-        raise OSError(f"{place.url}/{unit}/{short[0]} is not there after its upload")
-    fault_point("before_rename", receipt.unit)
-    for _ in range(2):
-        if place.create(f"{unit}/{RECEIPT}", receipt.to_bytes()):
-            fault_point("after_rename", receipt.unit)
-            return receipt
-        present = sound_receipt(place, receipt.unit, run_id=receipt.run_id)
+        published = storage.publish(staged, receipt)
+        if published is not None:
+            return published
+        present = sound_receipt(storage, receipt.unit, run_id=receipt.run_id)
         if present is not None:
             return present
-        quarantine(place, receipt.unit)
+        quarantine(storage, receipt.unit)
     raise DamagedUnitError(
-        f"{place.url}/{unit}: another process keeps putting a damaged unit there"
+        f"{storage.url}/{UNITS}/{receipt.unit}: another process keeps putting a damaged unit there"
     )
 
 
@@ -154,17 +104,17 @@ class UnitState:
     """Whether there is no receipt: an attempt may be going on, and nobody has called it done."""
 
 
-def sound_receipt(place: LocalPlace | ObjectPlace, unit: str, *, run_id: str) -> Receipt | None:
+def sound_receipt(storage: Storage, unit: str, *, run_id: str) -> Receipt | None:
     """Returns the receipt of a unit of this run whose files are what it says, or None."""
-    data = place.read_many([f"{UNITS}/{unit}/{RECEIPT}"])
+    data = storage.read_many([f"{UNITS}/{unit}/{RECEIPT}"])
     content = next(iter(data.values()), None)
-    state = parse_unit(unit, content, place.sizes(f"{UNITS}/{unit}"), run_id=run_id)
+    state = parse_unit(unit, content, storage.sizes(f"{UNITS}/{unit}"), run_id=run_id)
     if state.problem is not None or state.receipt is None:
         return None
-    return state.receipt if damaged_file(place, unit, state.receipt) is None else None
+    return state.receipt if damaged_file(storage, unit, state.receipt) is None else None
 
 
-def damaged_file(place: LocalPlace | ObjectPlace, unit: str, receipt: Receipt) -> str | None:
+def damaged_file(storage: Storage, unit: str, receipt: Receipt) -> str | None:
     """Returns the first file under a unit's name whose sha256 is not the receipt's, or None.
 
     Raises:
@@ -172,7 +122,7 @@ def damaged_file(place: LocalPlace | ObjectPlace, unit: str, receipt: Receipt) -
     """
     for name, stamp in receipt.files.items():
         try:
-            with place.local_copy(f"{UNITS}/{unit}/{name}", [""]) as path:
+            with storage.local_copy(f"{UNITS}/{unit}/{name}", [""]) as path:
                 if file_sha256(path) != stamp.sha256:
                     return name
         except OSError as error:
@@ -188,22 +138,13 @@ def is_damage(error: OSError) -> bool:
     return isinstance(error, lost) or error.errno == errno.EIO
 
 
-def quarantine(place: LocalPlace | ObjectPlace, unit: str) -> None:
+def quarantine(storage: Storage, unit: str) -> None:
     """Takes a unit away from the readers, so that the next run makes it anew.
 
     A folder is moved to quarantine/. Of objects only the receipt is: their files are named by what
     they should hold, and the next attempt writes them again.
     """
-    name = f"{unit}.{uuid.uuid4().hex}"
-    if isinstance(place, LocalPlace):
-        (place.path / QUARANTINE).mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another attempt has moved it already
-            os.rename(place.path / UNITS / unit, place.path / QUARANTINE / name)
-        return
-    receipt = f"{UNITS}/{unit}/{RECEIPT}"
-    for content in place.read_many([receipt]).values():
-        place.replace(f"{QUARANTINE}/{name}.json", content)
-    place.remove(receipt)
+    storage.quarantine(unit, f"{unit}.{uuid.uuid4().hex}")
 
 
 def parse_unit(

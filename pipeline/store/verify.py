@@ -11,6 +11,7 @@ import numpy as np
 from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import DamagedUnitError
+from pipeline.store.local_storage import ATTEMPTS
 from pipeline.store.lock import LOCK
 from pipeline.store.manifest import (
     MANIFEST,
@@ -22,15 +23,8 @@ from pipeline.store.manifest import (
 from pipeline.store.receipts import Receipt
 from pipeline.store.records.forms import FORMS
 from pipeline.store.run_file import RUN_FILE
-from pipeline.store.storage import ATTEMPTS, LocalPlace, ObjectPlace
-from pipeline.store.units import (
-    QUARANTINE,
-    UNITS,
-    UnitState,
-    damaged_file,
-    is_damage,
-    unit_name,
-)
+from pipeline.store.storage import QUARANTINE, UNITS, Storage
+from pipeline.store.units import UnitState, damaged_file, is_damage, unit_name
 from pipeline.units.selection_table import table_problem
 
 _KNOWN = {RUN_FILE, UNITS, MANIFEST, TABLE, LOCK, "log", QUARANTINE, APPENDED}
@@ -44,7 +38,7 @@ class Fault:
     """One line: where, what, and what to do."""
     unit: str | None = None
     """The damaged unit; None where no unit is, or where nothing is known of it."""
-    place: LocalPlace | ObjectPlace | None = None
+    storage: Storage | None = None
     """Where that unit is: the cache, or that of its appended views."""
 
 
@@ -68,7 +62,7 @@ def problems(cache: Cache, *, deep: bool = False) -> Iterator[Fault]:
             good[unit] = UnitRow.of(state.receipt)
         else:
             bad.add(unit)
-            yield Fault(f"{unit}: {problem}", unit, cache.place)
+            yield Fault(f"{unit}: {problem}", unit, cache.storage)
         yield from (Fault(f"{unit}: stray file {name}, delete it") for name in state.strays)
     yield from map(Fault, _outside_units(cache, good))
     yield from map(Fault, _manifest(cache, good, bad))
@@ -98,7 +92,7 @@ def _parts(cache: Cache, good: dict[str, UnitRow], deep: bool) -> Iterator[Fault
         for unit in sorted(set(good) & set(part.rows)):
             if good[unit].shard_sha256 != part.rows[unit].shard_sha256:
                 yield Fault(
-                    f"{name}: {unit}: made of another shard than the unit", unit, part.place
+                    f"{name}: {unit}: made of another shard than the unit", unit, part.storage
                 )
         missing = sorted(set(good) - set(part.rows))
         if missing:
@@ -111,7 +105,7 @@ def _parts(cache: Cache, good: dict[str, UnitRow], deep: bool) -> Iterator[Fault
 def _bad_content(cache: Cache, unit: str, state: UnitState, deep: bool) -> str | None:
     if state.receipt is None:
         return None
-    if deep and (name := damaged_file(cache.place, unit, state.receipt)) is not None:
+    if deep and (name := damaged_file(cache.storage, unit, state.receipt)) is not None:
         return f"{name} has another sha256 than its receipt says"
     try:
         if state.receipt.n_bad:
@@ -126,16 +120,16 @@ def _bad_content(cache: Cache, unit: str, state: UnitState, deep: bool) -> str |
 
 
 def _outside_units(cache: Cache, good: Collection[str]) -> Iterator[str]:
-    for name in cache.place.names(QUARANTINE):
+    for name in cache.storage.names(QUARANTINE):
         unit = name.removesuffix(".json").rpartition(".")[0]
         yield f"{name}: in quarantine; " + (
             "a good unit has taken its place, delete it"
             if unit in good
             else f"no good unit {unit} has taken its place yet: run the same command again"
         )
-    for name in cache.place.names(ATTEMPTS):
+    for name in cache.storage.names(ATTEMPTS):
         yield f"{ATTEMPTS}/{name}: left by an attempt; the next run clears it"
-    for name in sorted(set(cache.place.names("")) - _KNOWN - {ATTEMPTS}):
+    for name in sorted(set(cache.storage.names("")) - _KNOWN - {ATTEMPTS}):
         yield f"{name}: stray file or folder, no part of a cache"
 
 
@@ -144,7 +138,7 @@ def _manifest(cache: Cache, good: dict[str, UnitRow], bad: Collection[str]) -> I
 
     Its advice is to write it anew only where nothing else can be wrong than the manifest.
     """
-    found = cache.place.read_many([MANIFEST])
+    found = cache.storage.read_many([MANIFEST])
     again = "run the same command again, which rebuilds it"
     if not found:
         yield f"{MANIFEST} is missing; {again}"
@@ -152,7 +146,7 @@ def _manifest(cache: Cache, good: dict[str, UnitRow], bad: Collection[str]) -> I
     if not bad and found[MANIFEST] == manifest_bytes(good.values()):
         return
     try:
-        listed = read_manifest(cache.place)
+        listed = read_manifest(cache.storage)
     except DamagedFileError as error:
         yield f"{error}; {again}"
         return
@@ -202,7 +196,7 @@ def _bad_records(cache: Cache, unit: str, receipt: Receipt) -> str | None:
     """Returns what is wrong with the records in one line; memory is bounded."""
     name, stamps = receipt.records
     rows, keys = 0, set[str]()
-    with cache.place.local_copy(f"{UNITS}/{unit}/{name}", stamps) as path:
+    with cache.storage.local_copy(f"{UNITS}/{unit}/{name}", stamps) as path:
         for block in FORMS[str(cache.identity["store"])].read_blocks(path, None, stamps):
             rows += len(block["key"])
             keys.update(block["key"].tolist())

@@ -22,10 +22,10 @@ from PIL import Image
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.weight_checks import listed, not_finite
+from pipeline.files import atomic_write, file_sha256, replace_text
 from pipeline.parsing import parse_json_object, read_json_object
-from pipeline.store.receipts import file_sha256, replace_text
+from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_file import begun_run, claim_folder, read_run, run_id
-from pipeline.store.storage import LocalPlace
 from pipeline.training.loggers import LogTo, open_logger
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class DiskTrainingFolder:
     @cached_property
     def _run_id(self) -> str:
         """Of the run whose folder this is: those that train are not those that opened it."""
-        begun = begun_run(LocalPlace(self.path))
+        begun = begun_run(LocalStorage(self.path))
         return run_id(begun) if begun else ""
 
     def resume(self) -> Mapping[str, Any] | None:
@@ -145,7 +145,7 @@ class DiskTrainingFolder:
         if self._logger is None:
             return
         if not self._logs:  # only the rank that logs opens it
-            self._logger.open(self.stage, read_run(LocalPlace(self.path)))
+            self._logger.open(self.stage, read_run(LocalStorage(self.path)))
             self._logs = True
         self._logger.log(step, values)
 
@@ -154,8 +154,8 @@ class DiskTrainingFolder:
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         path = folder / f"epoch-{epoch:04d}.png"
-        Image.fromarray(pixels).save(path.with_suffix(".part"), "PNG")
-        os.replace(path.with_suffix(".part"), path)
+        with atomic_write(path) as temporary:
+            Image.fromarray(pixels).save(temporary, "PNG")
         log = self._log(epoch)
         log.add_image(f"{self.stage}/{name}", pixels, epoch, dataformats="HWC")  # type: ignore[no-untyped-call]
 
@@ -195,9 +195,8 @@ class DiskTrainingFolder:
         lines = (json.dumps(row, sort_keys=True) for row in history)
         replace_text(self.path / CURVE, "".join(f"{line}\n" for line in lines))
         if history:
-            temporary = self.path / f".{METRICS}.{os.getpid()}"
-            pq.write_table(pa.Table.from_pylist(history), temporary)
-            os.replace(temporary, self.path / METRICS)
+            with atomic_write(self.path / METRICS) as temporary:
+                pq.write_table(pa.Table.from_pylist(history), temporary)
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:

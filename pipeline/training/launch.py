@@ -1,18 +1,26 @@
-"""A training stage on many ranks through Ray Train; what the first one makes comes back."""
+"""Starts a training in this process, or on many through Ray Train; what is made comes back.
+
+A training stage is a `Job`: what identifies it, and its work on one process. Everything else that
+trainings have in common is here: the folder, the scratch space, who writes and who does not.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console.relayed_progress import RelayedBars, RelayedProgress
-from pipeline.store.receipts import replace_text
+from pipeline.files import replace_text
+from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_file import read_run, run_id
-from pipeline.store.storage import LocalPlace
+from pipeline.training.folder import DiskTrainingFolder
 from pipeline.training.options import TrainingRunOptions
 from stages.protocols import Progress
 from stages.training.ddp import Ranks
@@ -23,23 +31,121 @@ if TYPE_CHECKING:
 _RESULT = "result.json"
 
 
-def train_on_ray(
-    work: Callable[..., dict[str, Any]],
-    out: Path,
-    stage: str,
-    *,
-    device: str,
-    workers: int,
-    ray_address: str | None,
-    progress: Progress,
-    after_start: Callable[[], None],
-    on_note: Callable[[str], None],
-) -> dict[str, Any]:
-    """Runs `work` on every rank; the first one's result comes back in a file.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """Where and how a training runs; no number depends on it."""
 
-    Args:
-        work: called with `progress`, `on_note`, `ranks` and `device`; picklable.
-        out: the training folder, opened: its run's id is part of the name that Ray shows.
+    workers: int = 0
+    """Processes that train together through Ray Train; 0 = this one, without Ray"""
+    ray_address: str | None = None
+    after_start: Callable[[], None] = lambda: None
+    """Called once Ray runs: it puts in signal handlers of its own"""
+    on_note: Callable[[str], None] = lambda text: None
+    """Called with each note when it is made"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Process:
+    """What one of the processes that train together is given."""
+
+    folder: DiskTrainingFolder
+    progress: Progress
+    ranks: Ranks
+    device: str
+    """Empty: what the options say"""
+    options: TrainingRunOptions
+
+    def loader_processes(self, *, decodes: bool) -> int:
+        """Decoding pays for processes of its own; reading stored pixels on a CPU does not."""
+        if self.options.loader_processes >= 0:
+            return self.options.loader_processes
+        import torch
+
+        cores = max(1, len(os.sched_getaffinity(0)) // self.ranks.size)
+        if torch.cuda.is_available():
+            return min(cores - 1, 8)
+        return max(1, cores // 2) if decodes else 0
+
+
+class Job(ABC):
+    """A training; picklable.
+
+    Attributes:
+        stage: name of the command.
+        out: `--out`, absolute.
+        options: that change no number.
+        device: as it was asked for.
+    """
+
+    stage: str
+    out: Path
+    options: TrainingRunOptions
+    device: str
+
+    @abstractmethod
+    def identity(self, progress: Progress) -> dict[str, Any]:
+        """Returns what the run's id is the hash of.
+
+        Raises:
+            RequestError: wrong options or input; nothing has been written then.
+        """
+
+    @abstractmethod
+    def train(self, process: Process) -> dict[str, Any]:
+        """Trains on one process; the first one writes `out` and returns what its caller wants."""
+
+    def scratch(self, default: Path) -> Path:
+        """Returns the folder for what is brought near, on this host: `--scratch`, or `default`.
+
+        By host: processes of one machine share it, others have their own disk.
+        """
+        folder = Path(self.options.scratch) if self.options.scratch else default
+        return folder.absolute() / socket.gethostname()
+
+
+def launch(job: Job, progress: Progress, how: Launch | None = None) -> dict[str, Any]:
+    """Runs a training to its end; returns what its first process made.
+
+    Raises:
+        RequestError: wrong input, or `out` holds another run.
+    """
+    how = how or Launch()
+    identity = job.identity(progress)
+    DiskTrainingFolder(job.out, job.stage).open(identity)
+    work = functools.partial(_work, job)
+    if how.workers == 0:
+        return work(progress=progress, on_note=how.on_note)
+    return _on_ray(work, job, how, progress)
+
+
+def _work(
+    job: Job,
+    *,
+    progress: Progress,
+    on_note: Callable[[str], None],
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+    device: str = "",
+) -> dict[str, Any]:
+    folder = DiskTrainingFolder(
+        job.out,
+        job.stage,
+        every_s=job.options.checkpoint_every,
+        log_to=job.options.log_to,
+        on_note=on_note,
+    )
+    process = Process(
+        folder=folder, progress=progress, ranks=ranks, device=device, options=job.options
+    )
+    try:
+        return job.train(process)
+    finally:
+        folder.close()
+
+
+def _on_ray(
+    work: Callable[..., dict[str, Any]], job: Job, how: Launch, progress: Progress
+) -> dict[str, Any]:
+    """Runs `work` on every process; the first one's result comes back in a file.
 
     Raises:
         RequestError: see `train_on_ranks`.
@@ -47,34 +153,22 @@ def train_on_ray(
     # One process needs no Ray.
     from pipeline.workers.ddp.start import train_on_ranks
 
-    result = out / _RESULT
+    result = job.out / _RESULT
     result.unlink(missing_ok=True)
-    with RelayedBars(progress, on_note) as bars:
+    with RelayedBars(progress, how.on_note) as bars:
         train_on_ranks(
             functools.partial(_on_rank, work, result),
-            workers=workers,
-            ray_address=ray_address,
-            name=f"{stage}-{run_id(read_run(LocalPlace(out)))}",
-            device=device,
+            workers=how.workers,
+            ray_address=how.ray_address,
+            name=f"{job.stage}-{run_id(read_run(LocalStorage(job.out)))}",
+            device=job.device,
             on_report=bars.show,
-            after_start=after_start,
-            on_note=on_note,
+            after_start=how.after_start,
+            on_note=how.on_note,
         )
     found: dict[str, Any] = json.loads(result.read_text())
     result.unlink()
     return found
-
-
-def loader_processes(options: TrainingRunOptions, ranks: Ranks, *, decodes: bool) -> int:
-    """Decoding pays for processes of its own; reading stored pixels on a CPU does not."""
-    if options.loader_processes >= 0:
-        return options.loader_processes
-    import torch
-
-    cores = max(1, len(os.sched_getaffinity(0)) // ranks.size)
-    if torch.cuda.is_available():
-        return min(cores - 1, 8)
-    return max(1, cores // 2) if decodes else 0
 
 
 def _on_rank(work: Callable[..., dict[str, Any]], result: Path, rank: Rank) -> None:

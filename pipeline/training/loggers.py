@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ltrp_core.errors import RequestError
-from pipeline.store.receipts import replace_text
+from pipeline.files import replace_text
 
 LogTo = Literal["tensorboard", "mlflow"]
 _RUN_FILE = "mlflow_run.txt"

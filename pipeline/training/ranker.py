@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,14 @@ from pipeline.plots import MEASURES, plot_curves
 from pipeline.publishing.model_card import write_model_card
 from pipeline.store import Cache, open_cache
 from pipeline.store.kinds import open_cache_of
-from pipeline.training.folder import DiskTrainingFolder
-from pipeline.training.launch import loader_processes, train_on_ray
+from pipeline.training.launch import Job, Launch, Process, launch
 from pipeline.training.options import RunOptions
 from pipeline.training_data import StagedRecords, check_cache, stage_records
 from stages import train_ranker
 from stages.options import identity
 from stages.protocols import Progress, Summary
 from stages.train_ranker import TrainedRanker, TrainRankerConfig
-from stages.training.ddp import Ranks
+from stages.types import ScoreRun
 
 STAGE = "train-ranker"
 LAST = "last"
@@ -49,123 +46,94 @@ def run_train_ranker(
     out: Path,
     progress: Progress,
     options: RunOptions | None = None,
-    *,
-    workers: int = 0,
-    ray_address: str | None = None,
-    after_start: Callable[[], None] = lambda: None,
-    on_note: Callable[[str], None] = lambda text: None,
+    how: Launch | None = None,
 ) -> tuple[list[dict[str, float]], Summary]:
     """Trains a ranker from a cache into `out`; returns the curve too.
-
-    Args:
-        workers: processes that train together through Ray Train; 0 = this one, without Ray.
 
     Raises:
         RequestError: wrong input, or `out` holds another run.
     """
-    options = options or RunOptions()
-    out = out.absolute()
-    cache = open_cache_of("--cache", inputs.cache, "score")
-    check_cache(cache, inputs.shards)
-    train_ranker.check_config(config, cache.run)
-    DiskTrainingFolder(out, STAGE).open(_run_identity(config, cache, inputs.maps))
-    work = functools.partial(_train, config, inputs, out, options)
-    if workers == 0:
-        result = work(progress=progress, on_note=on_note)
-    else:
-        result = train_on_ray(
-            work,
-            out,
-            STAGE,
-            device=config.device,
-            workers=workers,
-            ray_address=ray_address,
-            progress=progress,
-            after_start=after_start,
-            on_note=on_note,
-        )
-    curve = [dict(row) for row in result["history"]]
+    result = launch(
+        RankerJob(config, inputs, out.absolute(), options or RunOptions()), progress, how
+    )
     summary = Summary(**result["summary"])
-    summary.output = str(out)
-    summary.next_step = f"ltrp-pipeline select --shards ... --ranker {out} --out selections"
-    return curve, summary
+    summary.output = str(out.absolute())
+    return [dict(row) for row in result["history"]], summary
 
 
-def _run_identity(config: TrainRankerConfig, cache: Cache, maps: str | None) -> dict[str, Any]:
-    """Returns what the run's id is the hash of: options, records, and what epochs are judged by."""
-    caches = {"cache": cache, **({"maps": open_cache_of("--maps", maps, "score")} if maps else {})}
-    return identity(config) | {
-        name: {**found.run, "records": _records_sha256(found)} for name, found in caches.items()
-    }
+class RankerJob(Job):
+    """The training of a ranker from a cache."""
+
+    stage = STAGE
+
+    def __init__(
+        self, config: TrainRankerConfig, inputs: TrainingInputs, out: Path, options: RunOptions
+    ) -> None:
+        self.config, self.inputs, self.out = config, inputs, out
+        self.options: RunOptions = options
+        self.device = config.device
+
+    def identity(self, progress: Progress) -> dict[str, Any]:
+        """Returns options, records, and what epochs are judged by."""
+        del progress
+        cache, maps = open_cache_of("--cache", self.inputs.cache, "score"), self.inputs.maps
+        check_cache(cache, self.inputs.shards)
+        train_ranker.check_config(self.config, ScoreRun.of(cache.run, cache.url))
+        caches = {"cache": cache}
+        if maps:
+            caches["maps"] = open_cache_of("--maps", maps, "score")
+        return identity(self.config) | {
+            name: {**found.run, "records": _records_sha256(found)} for name, found in caches.items()
+        }
+
+    def train(self, process: Process) -> dict[str, Any]:
+        """Trains; the first process writes the folder, and returns curve and summary."""
+        scratch = self.scratch(self.out / "scratch")
+        records, maps = self._stage(scratch, process.progress)
+        try:
+            trained = train_ranker.run(
+                self.config,
+                records=records,
+                maps=maps,
+                folder=process.folder,
+                progress=process.progress,
+                ranks=process.ranks,
+                device=process.device,
+                loader_processes=process.loader_processes(decodes=not records.is_decoded),
+            )
+        finally:
+            records.close()
+        if not process.ranks.is_first:
+            return {}
+        result = _write(trained, self.config, records, self.out)
+        shutil.rmtree(scratch if self.options.scratch else scratch.parent, ignore_errors=True)
+        return result
+
+    def _stage(
+        self, scratch: Path, progress: Progress
+    ) -> tuple[StagedRecords, StagedRecords | None]:
+        limit = int(self.options.render_once * 2**30)
+        inputs = self.inputs
+        folders = {"records": inputs.cache, **({"maps": inputs.maps} if inputs.maps else {})}
+        staged = [
+            StagedRecords(
+                stage_records(
+                    open_cache(cache),
+                    inputs.shards,
+                    scratch / name,
+                    progress=progress,
+                    views_bytes=limit,
+                )
+            )
+            for name, cache in folders.items()
+        ]
+        return staged[0], staged[1] if len(staged) > 1 else None
 
 
 def _records_sha256(cache: Cache) -> str:
     """A cache that grew since would be trained on in another order."""
     rows = [(row.unit, row.n_ok, row.shard_sha256) for _, row in sorted(cache.rows.items())]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _train(
-    config: TrainRankerConfig,
-    inputs: TrainingInputs,
-    out: Path,
-    options: RunOptions,
-    *,
-    progress: Progress,
-    on_note: Callable[[str], None],
-    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
-    device: str = "",
-) -> dict[str, Any]:
-    """Trains on one rank; the first one writes `out` and returns what the command prints."""
-    folder = DiskTrainingFolder(
-        out,
-        STAGE,
-        every_s=options.checkpoint_every,
-        log_to=options.log_to,
-        on_note=on_note,
-    )
-    # By host: ranks of one machine share what is brought near, others have their own disk.
-    scratch = Path(options.scratch or out / "scratch").absolute() / socket.gethostname()
-    records, maps = _stage(inputs, scratch, progress, options)
-    try:
-        trained = train_ranker.run(
-            config,
-            records=records,
-            maps=maps,
-            folder=folder,
-            progress=progress,
-            ranks=ranks,
-            device=device,
-            loader_processes=loader_processes(options, ranks, decodes=not records.is_decoded),
-        )
-    finally:
-        folder.close()
-        records.close()
-    if not ranks.is_first:
-        return {}
-    result = _write(trained, config, records, out)
-    shutil.rmtree(scratch if options.scratch else scratch.parent, ignore_errors=True)
-    return result
-
-
-def _stage(
-    inputs: TrainingInputs, scratch: Path, progress: Progress, options: RunOptions
-) -> tuple[StagedRecords, StagedRecords | None]:
-    limit = int(options.render_once * 2**30)
-    folders = {"records": inputs.cache, **({"maps": inputs.maps} if inputs.maps else {})}
-    staged = [
-        StagedRecords(
-            stage_records(
-                open_cache(cache),
-                inputs.shards,
-                scratch / name,
-                progress=progress,
-                views_bytes=limit,
-            )
-        )
-        for name, cache in folders.items()
-    ]
-    return staged[0], staged[1] if len(staged) > 1 else None
 
 
 def _write(
@@ -181,7 +149,7 @@ def _write(
         options["started_from"] = {"kind": report.kind, "sha256": report.sha256}
     extra = {
         "training": options,
-        "scored_by": dict(records.run),
+        "scored_by": dict(records.identity),
         "epoch": trained.kept_epoch,
         "measures": _measures(kept),
         "ceiling": dict(trained.ceiling),

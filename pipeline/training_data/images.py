@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
+from pipeline.files import replace_text
 from pipeline.inputs import Shard
 from pipeline.inputs.images import ImageError, decode_image
 from pipeline.inputs.samples import SampleStream
@@ -132,8 +133,7 @@ def stage_images(shards: Sequence[Shard], folder: Path, progress: Progress) -> P
             "shards": sha256,
             "bad": [dataclasses.asdict(one) for one in bad],
         }
-        (folder / f"{_READY}.part").write_text(json.dumps(ready))
-        (folder / f"{_READY}.part").replace(folder / _READY)
+        replace_text(folder / _READY, json.dumps(ready))
     return folder
 
 

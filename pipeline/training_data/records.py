@@ -19,6 +19,7 @@ from pipeline.store.replay import render_tiles
 from pipeline.training_data.extents import ExtentReader, Extents, map_array
 from pipeline.training_data.staging import read_ready
 from stages.records import recorded_view
+from stages.types import ScoreRun
 
 _VIEWS_KEPT = 64
 """Views last rendered: several records of one view often stand in one step."""
@@ -33,7 +34,8 @@ class StagedRecords:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         ready = read_ready(folder)
-        self.run: Mapping[str, Any] = ready["run"]
+        self.identity: Mapping[str, Any] = ready["run"]
+        self.run = ScoreRun.of(self.identity, ready["url"])
         self.units: Sequence[str] = ready["units"]
         self.starts = np.array(ready["starts"], dtype=np.int64)
         self.url: str = ready["url"]
@@ -66,7 +68,7 @@ class StagedRecords:
         self, sample: NDArray[np.int64], record: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Returns visible (b, n) and score (b, n) of some records."""
-        view, partition = np.divmod(record, int(self.run["partitions"]))
+        view, partition = np.divmod(record, self.run.partitions)
         visible = self._array("visible")[sample, view, partition]
         score = self._array("score")[sample, view, partition]
         return visible.astype(np.int64), score.astype(np.float32)
@@ -80,7 +82,7 @@ class StagedRecords:
             DamagedUnitError: stored pixels cannot be read.
             RequestError: an image cannot be read or is not the one that was scored.
         """
-        view, partition = np.divmod(record, int(self.run["partitions"]))
+        view, partition = np.divmod(record, self.run.partitions)
         if self._pixels:
             return self._stored_pixels(sample, view, partition)
         visible = self._array("visible")[sample, view, partition].astype(np.int64)
@@ -115,7 +117,7 @@ class StagedRecords:
                 tiles = self._replayed(row, number)
                 patches[place].reshape(tiles.shape)[...] = tiles
             return patches
-        partitions = int(self.run["partitions"])
+        partitions = self.run.partitions
         for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
             rows, views = np.full(partitions, row), np.full(partitions, number)
             stored = self._stored_pixels(rows, views, np.arange(partitions))
@@ -131,7 +133,7 @@ class StagedRecords:
 
     @property
     def _grid(self) -> int:
-        return int(self.run["image_size"] // self.run["patch_size"])
+        return self.run.grid
 
     @property
     def _length(self) -> int:
@@ -139,7 +141,7 @@ class StagedRecords:
 
     @property
     def _patch_bytes(self) -> int:
-        return 3 * int(self.run["patch_size"]) ** 2
+        return 3 * self.run.patch_size**2
 
     @cached_property
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -163,7 +165,7 @@ class StagedRecords:
     def _is_covered(self) -> bool:
         """Whether the partitions of each view hold every patch, and their pixels are stored."""
         groups = -(-self._length // self._array("visible").shape[-1])
-        covers = self.run["sampler"] == "cover" and int(self.run["partitions"]) >= groups
+        covers = self.run.sampler == "cover" and self.run.partitions >= groups
         return covers and bool(self._pixels)
 
     @cached_property
@@ -183,7 +185,7 @@ class StagedRecords:
     def _stored_pixels(
         self, sample: NDArray[np.int64], view: NDArray[np.int64], partition: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        n, partitions = self._array("visible").shape[-1], int(self.run["partitions"])
+        n, partitions = self._array("visible").shape[-1], self.run.partitions
         patches = np.empty((len(sample), n, self._patch_bytes), np.uint8)
         list_bytes = n * self._patch_bytes
         if len(self._pixels) > 1:
@@ -220,8 +222,8 @@ class StagedRecords:
             self._rendered[row, number] = render_tiles(
                 image,
                 recorded_view(arrays, row, number),
-                int(self.run["image_size"]),
-                int(self.run["patch_size"]),
+                self.run.image_size,
+                self.run.patch_size,
             )
             while len(self._rendered) > _VIEWS_KEPT:
                 self._rendered.popitem(last=False)

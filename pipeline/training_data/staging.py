@@ -24,14 +24,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
+from pipeline.files import replace_text
 from pipeline.inputs import Shard
 from pipeline.parsing import read_json_object, read_parquet
 from pipeline.store.cache import Cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.records.forms import FORMS, Form
 from pipeline.store.replay import match_shards, render_tiles
-from pipeline.store.storage import LocalPlace
-from pipeline.store.units import UNITS
+from pipeline.store.storage import UNITS
 from pipeline.training_data.extents import Extents, map_array
 from pipeline.training_data.image_places import image_places
 from stages.protocols import Arrays, Bar, Progress, Sample
@@ -87,8 +87,7 @@ def stage_records(
             "url": cache.url,
             "views_of_parts": views,
         }
-        (folder / f"{_READY}.part").write_text(json.dumps(ready))
-        (folder / f"{_READY}.part").replace(folder / _READY)
+        replace_text(folder / _READY, json.dumps(ready))
     return folder
 
 
@@ -201,8 +200,8 @@ def _stage_pixels(cache: Cache, folder: Path, bar: Bar) -> None:
     for unit in cache.units:
         for number, part in enumerate(parts):
             records, stamps = part.receipt(unit).records
-            with part.place.local_copy(f"{UNITS}/{unit}/{records}", stamps) as local:
-                if not isinstance(part.place, LocalPlace):
+            with part.storage.local_copy(f"{UNITS}/{unit}/{records}", stamps) as local:
+                if not part.storage.is_local:
                     kept = folder / "pixels" / f"{number}-{unit}"
                     kept.mkdir(parents=True)
                     local = Path(shutil.move(local, kept / local.name))

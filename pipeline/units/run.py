@@ -19,12 +19,12 @@ from pipeline.evaluation.count_cache import FOLDER, FileCountCache
 from pipeline.evaluation.figures import write_figures
 from pipeline.evaluation.selections import open_selections
 from pipeline.evaluation.tables import write_tables
+from pipeline.files import file_sha256
 from pipeline.inputs import Shard
 from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.store.cache import APPENDED, Cache, open_cache, part_name
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.kinds import check_kind, open_cache_of
-from pipeline.store.receipts import file_sha256
 from pipeline.store.run_file import difference
 from pipeline.store.storage import is_inside
 from pipeline.units.runner import CacheRunner, UnitOptions
@@ -52,7 +52,6 @@ def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: P
     )
     summary.notes += notes
     summary.output = str(out)
-    summary.next_step = f"ltrp-pipeline score --shards {out} --mae WEIGHTS --out cache"
     return summary
 
 
@@ -198,8 +197,6 @@ def run_evaluate_patches(
             f"unseen counts {names}, of which one may argue; --categories unseen-strict does not"
         )
     summary.output = str(out)
-    given = " ".join(f"--selections {cache.url}" for cache in selected.values())
-    summary.next_step = f"ltrp-pipeline report {given} --evaluation {out} ..."
     return evaluation.rows, summary
 
 

@@ -18,11 +18,10 @@ from pipeline.inputs.image_choice import checked_image_ext, notes_on_choices
 from pipeline.inputs.listing import with_image_ext
 from pipeline.store.cache import Cache, but_views, create_cache
 from pipeline.store.errors import RunMismatchError
-from pipeline.store.lock import place_lock
 from pipeline.store.manifest import UnitRow
 from pipeline.store.run_file import begun_run, difference
 from pipeline.store.run_log import RunLog, cpus_of_units, note_on_cpus, read_log
-from pipeline.store.storage import open_place
+from pipeline.store.storage import open_storage
 from pipeline.units.shares import parse_share
 from pipeline.units.work import NAMED, MakeStage, PendingUnit, UnitWork, WorkSettings
 from pipeline.workers import Outcome, RunMetrics, WorkerPool
@@ -83,7 +82,7 @@ class CacheRunner:
 
     def begun(self) -> Mapping[str, Any]:
         """Returns the identity of the run that `out` holds already; empty at the start."""
-        return begun_run(open_place(self.out))
+        return begun_run(open_storage(self.out))
 
     def slots(self) -> Collection[str]:
         """Returns what workers will be given: `cpu`, `cuda`, `auto` = whatever there is."""
@@ -110,9 +109,9 @@ class CacheRunner:
         if self.extends is not None:
             _check_extends(self.extends, {"stage": stage, **identity})
         cache = create_cache(self.out, stage, identity)
-        with place_lock(cache.place):
+        with cache.storage.lock():
             cache.clear_attempts()
-            log = RunLog(cache.place, cache.run_id)
+            log = RunLog(cache.storage, cache.run_id)
             summary = Summary(stage=stage, output=cache.url)
             pending = self._pending(cache, summary, log)
             settings = WorkSettings(
@@ -153,7 +152,7 @@ class CacheRunner:
                 log.write("end", **run.totals())
                 log.flush()
                 _write_manifest(cache, summary)
-                note = note_on_cpus(cpus_of_units(read_log(cache.place), cache.rows))
+                note = note_on_cpus(cpus_of_units(read_log(cache.storage), cache.rows))
                 summary.notes += [note] if note and summary.done else []
                 summary.notes += [log.problem] if log.problem else []
         run.close(self.pool.start_up_s)
@@ -348,7 +347,7 @@ def _without_their_stamp(cache: Cache, done: Sequence[PendingUnit]) -> list[Pend
     shards = {unit.name: unit.shard for unit in done}
     unchanged: set[str] = set()
     # Compared as the log is read, not gathered first: there may be 100,000 units.
-    for event in read_log(cache.place):
+    for event in read_log(cache.storage):
         shard = shards.get(event.get("unit", ""))
         knows = event["event"] in ("done", "unchanged")
         if shard is None or not knows or not event.get("stamp"):

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltrp_core.errors import DamagedFileError
+from pipeline.files import file_sha256
 from pipeline.parsing import open_parquet, parse_parquet
 from pipeline.store.cache import Cache
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.lock import place_lock
 from pipeline.store.manifest import TABLE, manifest_bytes
-from pipeline.store.receipts import file_sha256
 from stages.protocols import Arrays
 from stages.records import kept_name
 
@@ -34,13 +33,13 @@ def write_selection_table(cache: Cache) -> None:
         LockedError: another process is writing there.
         DamagedUnitError: a unit cannot be read.
     """
-    with place_lock(cache.place):
+    with cache.storage.lock():
         units = hashlib.sha256(manifest_bytes(cache.rows.values())).hexdigest().encode()
         if _units_of_table(cache) == units:
             return
-        with cache.place.staging(TABLE) as folder:
+        with cache.storage.staging(TABLE) as folder:
             _write(cache, folder / TABLE, units)
-            cache.place.replace_from(TABLE, folder / TABLE)
+            cache.storage.replace_from(TABLE, folder / TABLE)
 
 
 def table_problem(cache: Cache, *, deep: bool = False) -> str | None:
@@ -54,7 +53,7 @@ def table_problem(cache: Cache, *, deep: bool = False) -> str | None:
     Raises:
         DamagedUnitError: a unit cannot be read.
     """
-    if TABLE not in cache.place.names(""):
+    if TABLE not in cache.storage.names(""):
         return None
     try:
         units = hashlib.sha256(manifest_bytes(cache.rows.values())).hexdigest().encode()
@@ -64,7 +63,7 @@ def table_problem(cache: Cache, *, deep: bool = False) -> str | None:
             return None
         with (
             tempfile.TemporaryDirectory(prefix="ltrp-") as folder,
-            cache.place.local_copy(TABLE, [""]) as path,
+            cache.storage.local_copy(TABLE, [""]) as path,
         ):
             again = Path(folder, TABLE)
             _write(cache, again, units)
@@ -121,10 +120,10 @@ def _columns(unit: str, arrays: Arrays, names: list[str]) -> dict[str, Any]:
 
 def _units_of_table(cache: Cache) -> bytes | None:
     """Returns the checksum of the manifest that the table there was written for."""
-    if TABLE not in cache.place.names(""):
+    if TABLE not in cache.storage.names(""):
         return None
     try:
-        with cache.place.local_copy(TABLE, [""]) as path:
+        with cache.storage.local_copy(TABLE, [""]) as path:
             schema = open_parquet(path, TABLE).schema_arrow
             found: bytes | None = (schema.metadata or {}).get(_OF_UNITS)
             return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from pipeline.inputs.samples import SampleStream
 from pipeline.store.manifest import UnitRow, check_same_members
 from pipeline.store.records.checks import RowDigests, check_records
 from pipeline.store.records.forms import FORMS
-from pipeline.store.storage import LocalPlace, ObjectPlace, open_place
+from pipeline.store.storage import Storage, open_storage
 from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.workers import Slot
 from stages.protocols import ArrayField, Arrays, BadSample, UnitStage
@@ -78,14 +77,14 @@ class UnitWork:
         self.stage = make(slot.device)
         self.settings = settings
         self.threads = settings.decode_threads or slot.cpus
-        self.place = open_place(settings.cache)
+        self.storage = open_storage(settings.cache)
         self.cpu = cpu_kind(str(getattr(self.stage, "device", slot.device)))
 
     def __call__(self, unit: PendingUnit) -> dict[str, Any]:
         """Commits one unit; returns its manifest row, where the time went, notes, the CPU."""
         started = time.monotonic()
         fault_point("before_read", unit.name)
-        _check_space(self.place, unit.shard, self.settings.fields)
+        _check_space(self.storage, unit.shard, self.settings.fields)
         form = FORMS[self.settings.store]
         clock = {"model": 0.0, "write": 0.0}
         digests = RowDigests(self.settings.fields)
@@ -96,7 +95,7 @@ class UnitWork:
             prepare=self.stage.prepare,
             threads=self.threads,
         )
-        with closing(stream), self.place.staging(unit.name) as staged:
+        with closing(stream), self.storage.staging(unit.name) as staged:
             records = staged / form.file
             with form.writer(records, self.settings.fields) as writer:
                 for rows in _timed(self.stage.batches(stream), clock, "model"):
@@ -127,7 +126,7 @@ class UnitWork:
                 input=stream.identity,
                 damage=stream.damage,
             )
-            receipt = publish(self.place, staged, receipt)
+            receipt = publish(self.storage, staged, receipt)
             clock["write"] += time.monotonic() - start
         clock["model"] -= stream.seconds["wait"]
         seconds = {**stream.seconds, **clock, "total": time.monotonic() - started}
@@ -193,11 +192,10 @@ def _check_finite(rows: Arrays, shard: Shard) -> None:
             )
 
 
-def _check_space(
-    place: LocalPlace | ObjectPlace, shard: Shard, fields: Mapping[str, ArrayField]
-) -> None:
+def _check_space(storage: Storage, shard: Shard, fields: Mapping[str, ArrayField]) -> None:
     """Raises ENOSPC before an hour is spent on a unit that cannot be written."""
-    if not isinstance(place, LocalPlace):
+    free = storage.free_bytes()
+    if free is None:
         return
     row = sum(
         int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize
@@ -205,11 +203,10 @@ def _check_space(
         if field.dtype != "string"
     )
     needed = _SPARE_BYTES + row * (shard.size // _FEW_BYTES_AN_IMAGE)
-    free = shutil.disk_usage(place.path).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
             f"{os.strerror(errno.ENOSPC)}: {free >> 20} MiB free, {shard.name} may need "
             f"{needed >> 20} MiB",
-            place.url,
+            storage.url,
         )

@@ -235,7 +235,7 @@ def _add(totals: dict[str, Tensor], name: str, values: Tensor) -> None:
 
 def _some_records(records: Records, samples: NDArray[np.int64], limit: int) -> Picks:
     """Returns up to `limit` records: one of each sample, then a second one, and so on."""
-    per_sample = int(records.run["views"]) * int(records.run["partitions"])
+    per_sample = records.run.records
     count = min(limit, len(samples) * per_sample)
     samples = _spread(samples, limit)
     record, place = np.divmod(np.arange(count), max(len(samples), 1))
@@ -262,11 +262,11 @@ def _rows_of(maps: Records, records: Records, held_out: NDArray[np.int64]) -> ND
 
 
 def _covers(records: Records) -> bool:
-    return records.run["sampler"] == "cover" and _rounds(records) >= 1
+    return records.run.sampler == "cover" and _rounds(records) >= 1
 
 
 def _rounds(records: Records) -> int:
-    return int(records.run["partitions"]) // _groups(records)
+    return records.run.partitions // _groups(records)
 
 
 def _groups(records: Records) -> int:
@@ -276,14 +276,14 @@ def _groups(records: Records) -> int:
 
 
 def _length(records: Records) -> int:
-    return int(records.run["image_size"] // records.run["patch_size"]) ** 2
+    return records.run.length
 
 
 def _view_lists(
     records: Records, samples: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Returns all partitions (M, P, n) of the first view of some samples."""
-    partitions = int(records.run["partitions"])
+    partitions = records.run.partitions
     visible, score = records.lists(
         samples.repeat(partitions), np.tile(np.arange(partitions), len(samples))
     )
@@ -294,7 +294,7 @@ def _view_lists(
 def _score_maps(
     source: Records, rows: NDArray[np.int64], records: Records
 ) -> tuple[Picks, NDArray[np.float32]]:
-    same = all(source.run[name] == records.run[name] for name in _SAME_IN_MAPS)
+    same = all(getattr(source.run, name) == getattr(records.run, name) for name in _SAME_IN_MAPS)
     if not _covers(source) or not same:
         raise RequestError(
             "the cache of score maps must hold `cover` partitions of the same grid; score it with "
@@ -313,7 +313,7 @@ def _repeatability(
     """Returns how well two independent draws of the teacher agree on the same views."""
     if not len(samples):
         return {}
-    groups = _groups(records) if records.run["sampler"] == "cover" else None
+    groups = _groups(records) if records.run.sampler == "cover" else None
     visible, score = _view_lists(records, samples)
     try:
         found = label_repeatability(visible, score, _length(records), groups=groups)

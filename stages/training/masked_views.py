@@ -28,12 +28,12 @@ class MaskedViews(NamedTuple):
     """uint8 (b, 3, S, S)"""
     visible: Tensor
     """int64 (b, n)"""
-    counts: bool = True
-    """Whether it is trained on; False where a rank only keeps the others company."""
+    is_padding: bool = False
+    """Whether it is not trained on: a process that has no records keeps the others company"""
 
     def pin_memory(self) -> MaskedViews:
         """Called by the loader."""
-        return MaskedViews(self.pixels.pin_memory(), self.visible.pin_memory(), self.counts)
+        return MaskedViews(self.pixels.pin_memory(), self.visible.pin_memory(), self.is_padding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class PretrainingSteps(Dataset[StepBatch]):
         mine = picks[self.ranks.rank :: self.ranks.size]
         if not len(mine):
             # The other ranks wait for gradients of this one: some that count for nothing.
-            parts = [part._replace(counts=False) for part in self._parts(picks[:1])]
+            parts = [part._replace(is_padding=True) for part in self._parts(picks[:1])]
             return StepBatch(parts, len(picks))
         return StepBatch(self._parts(mine), len(picks))
 

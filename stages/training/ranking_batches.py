@@ -27,20 +27,20 @@ class RankingBatch(NamedTuple):
     """int64 (b, n)"""
     score: Tensor
     """float32 (b, n)"""
-    counts: bool = True
-    """Whether it is trained on; False where a rank only keeps the others company."""
+    is_padding: bool = False
+    """Whether it is not trained on: a process that has no records keeps the others company"""
 
     def pin_memory(self) -> RankingBatch:
         """Called by the loader."""
         patches, visible, score = (values.pin_memory() for values in self[:3])
-        return RankingBatch(patches, visible, score, self.counts)
+        return RankingBatch(patches, visible, score, self.is_padding)
 
 
 def read_batch(records: Records, picks: Picks, *, whole: bool) -> RankingBatch:
     """Returns some records as tensors; `whole` = all patches of their views."""
     visible, score = records.lists(picks.sample, picks.record)
     if whole:
-        view = picks.record // int(records.run["partitions"])
+        view = picks.record // records.run.partitions
         patches = records.whole_views(picks.sample, view)
     else:
         patches = records.visible_patches(picks.sample, picks.record)
@@ -68,7 +68,7 @@ class RankingSteps(Dataset[StepBatch]):
         mine = picks[self.ranks.rank :: self.ranks.size]
         if not len(mine):
             # The other ranks wait for gradients of this one: some that count for nothing.
-            one = self._read(picks[:1])._replace(counts=False)
+            one = self._read(picks[:1])._replace(is_padding=True)
             return StepBatch([one], len(picks))
         batch = self._read(mine)
         bits = random_bits(

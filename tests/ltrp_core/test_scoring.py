@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from ltrp_core import scoring
+from ltrp_core.distances import DISTANCES
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
 from ltrp_core.partitions import sample_visible
-from ltrp_core.scoring import METRICS, PHASES, REGIONS, leave_one_out_scores
+from ltrp_core.scoring import PHASES, REGIONS, leave_one_out_scores
 from oracles import scoring as oracle
 
 SMALL = MAEConfig(
@@ -21,7 +22,7 @@ SMALL = MAEConfig(
     patch_size=8,
     grid=6,
 )
-ALL_WAYS = list(itertools.product(PHASES, METRICS, REGIONS))
+ALL_WAYS = list(itertools.product(PHASES, DISTANCES, REGIONS))
 
 
 def make(config=SMALL, batch=3, n=5, seed=0):
@@ -54,7 +55,7 @@ def base():
     return mae, images, visible
 
 
-@pytest.mark.parametrize(("phase", "metric"), itertools.product(PHASES, METRICS))
+@pytest.mark.parametrize(("phase", "metric"), itertools.product(PHASES, DISTANCES))
 def test_mae_base_scores_agree_with_the_oracle_to_1e_4(base, phase, metric):
     mae, images, visible = base
     few = visible[:, ::5]  # the oracle runs in float64: a few patches are enough for it

@@ -7,7 +7,7 @@ from s3_server import s3_bucket
 
 from pipeline import remote
 from pipeline.remote import RemoteError
-from pipeline.store.storage import open_place
+from pipeline.store.storage import open_storage
 
 SECRET = "w7SentinelOfASecret"
 
@@ -73,7 +73,7 @@ def test_expired_credentials_of_an_object_store_are_named(monkeypatch):
             assert "credentials are missing, wrong or expired" in message
             assert "no cache" not in message
         with pytest.raises(RemoteError, match="AWS_SESSION_TOKEN"):
-            open_place(f"{bucket}/cache").sizes("units")
+            open_storage(f"{bucket}/cache").sizes("units")
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -82,7 +82,7 @@ def test_expired_credentials_of_an_object_store_are_named(monkeypatch):
 def test_an_image_that_a_server_does_not_send_is_not_left_out(photographs, small_mae, tmp_path):
     """An outage is no property of the image: its unit fails and is made by the next run."""
     with s3_bucket() as bucket:
-        place = open_place(f"{bucket}/photos")
+        place = open_storage(f"{bucket}/photos")
         for name, content in photographs.items():
             place.replace(f"{name}.jpg", content)
         import s3fs

@@ -6,8 +6,9 @@ import pytest
 from command_line import one_line_error, run
 from s3_server import s3_bucket
 
+from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_log import RunLog, read_log
-from pipeline.store.storage import LocalPlace, open_place
+from pipeline.store.storage import open_storage
 from pipeline.url_secrets import without_secrets
 from pipeline.workers.job_code import make_job_folder
 
@@ -44,7 +45,7 @@ def holding(folder: Path) -> list[str]:
 
 def test_a_whole_run_in_an_object_store_writes_no_secret(shards, small_mae, bucket, tmp_path):
     said = ""
-    open_place(f"{bucket}/shards").upload(shards, "")
+    open_storage(f"{bucket}/shards").upload(shards, "")
     for command in (
         ("score", "--shards", f"{bucket}/shards", "--mae", small_mae, "--out", f"{bucket}/cache"),
         ("train-ranker", "--cache", f"{bucket}/cache", "--shards", f"{bucket}/shards",
@@ -56,7 +57,7 @@ def test_a_whole_run_in_an_object_store_writes_no_secret(shards, small_mae, buck
          "--mae", small_mae, "--training", tmp_path / "ranker", "--out", tmp_path / "report"),
     ):  # fmt: skip
         said += "".join(run(*command))
-    place = open_place(bucket)
+    place = open_storage(bucket)
     names = place.sizes("")
     assert any(name.endswith("run.json") for name in names)
     assert any("/log/" in name for name in names)
@@ -141,11 +142,11 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(url, shards, sma
 
 def test_the_log_of_a_run_holds_no_signature_of_an_address(tmp_path):
     url = f"https://host/x.tar?sv=2024&sig={SECRET}&X-Amz-Signature={SECRET}"
-    log = RunLog(LocalPlace(tmp_path), "run")
+    log = RunLog(LocalStorage(tmp_path), "run")
     reason = f"{url} cut at byte 7; bring it again"
     log.write("failed", unit="x", worker="host:cpu", attempts=1, reason=reason)
     assert holding(tmp_path) == []
-    (event,) = read_log(LocalPlace(tmp_path))
+    (event,) = read_log(LocalStorage(tmp_path))
     assert event["reason"].startswith("https://host/x.tar?sv=2024&sig=***")
     assert event["reason"].endswith(" cut at byte 7; bring it again")
 

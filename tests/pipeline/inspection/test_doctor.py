@@ -8,6 +8,7 @@ from command_line import run
 from s3_server import s3_bucket
 
 from pipeline.inspection import doctor
+from pipeline.store.object_storage import ObjectStorage
 
 
 def findings(*arguments, expect=0):
@@ -94,7 +95,7 @@ def test_an_object_store_that_is_not_there_is_broken():
 
 
 def test_a_store_that_overwrites_commits_is_broken(monkeypatch):
-    monkeypatch.setattr(doctor.ObjectPlace, "create", lambda self, name, data: True)
+    monkeypatch.setattr(ObjectStorage, "create", lambda self, name, data: True)
     state, text, _ = findings("--out", "memory://cache", expect=1)["object store"]
     assert state == "broken"
     assert "written over another" in text

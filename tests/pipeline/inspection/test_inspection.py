@@ -83,14 +83,14 @@ def test_rescoring_finds_a_score_that_checksums_cannot(scored, shards, small_mae
     from pipeline.store.records.zarr_records import read_fields
 
     form = FORMS["zarr"]
-    with cache.place.staging(unit) as staged:
+    with cache.storage.staging(unit) as staged:
         fields = read_fields(scored / "units" / unit / form.file)
         with form.writer(staged / form.file, fields) as writer:
             writer.append(arrays)
         forged = seal(staged, unit=unit, run_id=cache.run_id, n_ok=4, bad=[],
                       input=receipt.input, damage=None)  # fmt: skip
         shutil.rmtree(scored / "units" / unit)
-        publish(cache.place, staged, forged)
+        publish(cache.storage, staged, forged)
     options = ("--shards", shards / "part-0.tar", "--shards", shards / "part-1.tar",
                "--mae", small_mae)  # fmt: skip
     assert "2 complete units" in run("verify", scored, "--deep", expect=None)[0]

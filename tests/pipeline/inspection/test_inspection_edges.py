@@ -118,14 +118,14 @@ def test_rescoring_finds_a_stored_nan_by_itself(scored, shards, small_mae):
     receipt, arrays = cache.receipt(unit), cache.read(unit)
     arrays["score"][2, 1, 0, 0] = np.nan
     form = FORMS["zarr"]
-    with cache.place.staging(unit) as staged:
+    with cache.storage.staging(unit) as staged:
         fields = read_fields(scored / "units" / unit / form.file)
         with form.writer(staged / form.file, fields) as writer:
             writer.append(arrays)
         forged = seal(staged, unit=unit, run_id=cache.run_id, n_ok=receipt.n_ok, bad=[],
                       input=receipt.input, damage=None)  # fmt: skip
         shutil.rmtree(scored / "units" / unit)
-        publish(cache.place, staged, forged)
+        publish(cache.storage, staged, forged)
     out, _ = run("verify", scored, "--rescore", "100%", "--shards", shards, "--mae", small_mae,
                  expect=1)  # fmt: skip
     assert f"{unit}: '{arrays['key'][2]}': a score of view 1, partition 0 differs" in out

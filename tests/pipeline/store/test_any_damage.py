@@ -12,7 +12,7 @@ from ltrp_core.errors import RequestError
 from pipeline.inputs import find_shards
 from pipeline.inspection.status import format_status, read_status
 from pipeline.store import open_cache
-from pipeline.store.storage import open_place
+from pipeline.store.storage import open_storage
 from pipeline.store.verify import problems
 
 
@@ -43,7 +43,7 @@ def cache(request, photographs, small_mae, tmp_path_factory):
     remote = request.param.endswith("store")
     out = f"memory://damage-{folder.name}" if remote else folder / "cache"
     store = request.param.split(" ")[0]
-    return scored(out, find_shards([str(shards)]), small_mae, store=store, pixels=True).place
+    return scored(out, find_shards([str(shards)]), small_mae, store=store, pixels=True).storage
 
 
 def put(place, name, raw):
@@ -120,7 +120,7 @@ def test_one_bit_of_a_zarr_json_is_named_in_one_line_and_both_units_are_looked_a
     photographs, small_mae, tmp_path
 ):
     shards = write_shards(tmp_path / "shards", photographs, write_tar, count=3, images=2)
-    cache = scored(tmp_path / "cache", find_shards([str(shards)]), small_mae).place
+    cache = scored(tmp_path / "cache", find_shards([str(shards)]), small_mae).storage
     units = open_cache(cache.url).units
     for unit in units[:2]:
         name = f"units/{unit}/records.zarr/score/zarr.json"
@@ -150,4 +150,4 @@ def test_a_changed_run_json_does_not_make_every_unit_one_of_another_run(cache):
         put(cache, "run.json", raw)
     assert out == ""
     assert "run.json is damaged: its identity is not that of its run_id" in err
-    assert len(open_place(cache.url).names("units")) == 2
+    assert len(open_storage(cache.url).names("units")) == 2

@@ -5,7 +5,8 @@ from command_line import run
 from s3_server import s3_bucket
 
 from pipeline.store import open_cache
-from pipeline.store.storage import LocalPlace, UnsafeNameError, open_place
+from pipeline.store.local_storage import LocalStorage
+from pipeline.store.storage import UnsafeNameError, open_storage
 
 UNSAFE = ("../x", "a/../../x", "/x", "a//x", "a/./x", "..", "a\0b")
 
@@ -26,7 +27,7 @@ def cache(bucket, shards, small_mae, request):
 
 def plant(url: str, name: str) -> str:
     """Puts an object whose key leads out of the records below which it lies."""
-    place = open_place(url)
+    place = open_storage(url)
     unit = open_cache(url).units[0]
     records, _ = open_cache(url).receipt(unit).records
     key = f"{place.root}/units/{unit}/{records}/{name}"
@@ -50,7 +51,7 @@ def test_an_object_that_no_receipt_lists_is_not_fetched(cache, command, tmp_path
 
 
 def test_what_is_copied_whole_is_looked_at_before_anything_is_written(cache, tmp_path):
-    place = open_place(cache)
+    place = open_storage(cache)
     unit = open_cache(cache).units[0]
     records, _ = open_cache(cache).receipt(unit).records
     plant(cache, "../../../../escaped")
@@ -63,7 +64,7 @@ def test_what_is_copied_whole_is_looked_at_before_anything_is_written(cache, tmp
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_no_operation_of_a_place_takes_a_name_that_leads_out(bucket, name, tmp_path):
-    for place in (LocalPlace(tmp_path / "cache"), open_place(f"{bucket}/cache")):
+    for place in (LocalStorage(tmp_path / "cache"), open_storage(f"{bucket}/cache")):
         for operation in (
             lambda place: place.read(name),
             lambda place: place.read_many([name]),

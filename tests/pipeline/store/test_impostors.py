@@ -16,7 +16,7 @@ from pipeline.store import open_cache
 from pipeline.store.convert import convert
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.replay import match_shards
-from pipeline.store.storage import open_place
+from pipeline.store.storage import open_storage
 from pipeline.store.units import unit_name
 from pipeline.store.verify import problems
 from pipeline.training.folder import DiskTrainingFolder
@@ -230,7 +230,7 @@ def test_views_are_not_appended_to_a_cache_with_a_damaged_unit(cache, tars, smal
 
 def test_a_unit_in_anothers_place_is_refused_in_an_object_store_too(cache, tars, small_mae):
     url = f"memory://impostors-{cache.parent.name}"
-    place = open_place(url)
+    place = open_storage(url)
     scored(url, tars, small_mae)
     before = {name: place.read(name) for name in place.sizes("") if not name.startswith("log")}
     place.remove(f"units/{B}")

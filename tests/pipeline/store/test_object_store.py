@@ -13,8 +13,8 @@ from s3_server import s3_bucket
 
 from pipeline.store import lock, open_cache
 from pipeline.store.errors import LockedError
-from pipeline.store.lock import place_lock
-from pipeline.store.storage import LocalPlace, open_place
+from pipeline.store.local_storage import LocalStorage
+from pipeline.store.storage import open_storage
 from pipeline.store.verify import problems
 
 
@@ -31,7 +31,7 @@ def bucket(s3, request):
 
 
 def upload(folder, url):
-    place = open_place(url)
+    place = open_storage(url)
     place.upload(folder, "")
     return url
 
@@ -56,7 +56,7 @@ def test_shards_from_and_cache_to_an_object_store(shards, small_mae, bucket, tmp
     url = upload(shards, f"{bucket}/shards")
     score(shards, small_mae, tmp_path / "local", "--views", 2)
     score(f"{url}/part-{{0..2}}.tar", small_mae, f"{bucket}/cache", "--views", 2)
-    ours, theirs = LocalPlace(tmp_path / "local"), open_place(f"{bucket}/cache")
+    ours, theirs = LocalStorage(tmp_path / "local"), open_storage(f"{bucket}/cache")
     assert files(ours) == files(theirs)
     assert ours.read("manifest.parquet") == theirs.read("manifest.parquet")
     assert list(problems(open_cache(f"{bucket}/cache"), deep=True)) == []
@@ -70,7 +70,7 @@ def test_shards_from_and_cache_to_an_object_store(shards, small_mae, bucket, tmp
     run("select", "--shards", shards, "--ranker", tmp_path / "ranker", "--out",
         tmp_path / "selections", "--keep-ratio", 0.5)  # fmt: skip
     table = (tmp_path / "selections" / "selections.parquet").read_bytes()
-    assert open_place(f"{bucket}/selections").read("selections.parquet") == table
+    assert open_storage(f"{bucket}/selections").read("selections.parquet") == table
     score(url, small_mae, f"{bucket}/cache", "--append-views", 1)
     assert open_cache(f"{bucket}/cache").run["views"] == 3
     run("convert", f"{bucket}/cache", "--to", "webdataset", "--out", tmp_path / "tars")
@@ -78,11 +78,11 @@ def test_shards_from_and_cache_to_an_object_store(shards, small_mae, bucket, tmp
 
 
 def test_a_receipt_is_put_only_where_there_is_none(bucket):
-    place = open_place(bucket)
+    place = open_storage(bucket)
     wins, barrier = [], threading.Barrier(8)
 
     def put(number):
-        own = open_place(bucket)
+        own = open_storage(bucket)
         barrier.wait()
         if own.create("units/a/receipt.json", str(number).encode()):
             wins.append(number)
@@ -99,7 +99,7 @@ def test_a_receipt_is_put_only_where_there_is_none(bucket):
 def test_damage_in_an_object_store_is_found_and_repaired(shards, small_mae, bucket):
     cache = f"{bucket}/cache"
     score(shards, small_mae, cache)
-    place = open_place(cache)
+    place = open_storage(cache)
     before = files(place)
     flipped = next(n for n in place.sizes("units") if n.startswith("part-0-") and "score/c/" in n)
     raw = bytearray(place.read(f"units/{flipped}"))
@@ -118,24 +118,24 @@ def before_keys(place):
 
 
 def test_a_lease_keeps_others_out_and_a_dead_one_is_taken_over(bucket, monkeypatch):
-    place = open_place(bucket)
+    place = open_storage(bucket)
     place.replace("run.json", b"{}")
     with (
-        place_lock(place),
+        place.lock(),
         pytest.raises(LockedError, match=socket.gethostname()),
-        place_lock(open_place(bucket)),
+        open_storage(bucket).lock(),
     ):
         pass
     assert place.read_many([".lock"]) == {}
     elsewhere = {"host": "node-7", "pid": 1, "token": "x", "renewed": time.time()}
     place.replace(".lock", json.dumps(elsewhere).encode())
-    with pytest.raises(LockedError, match="node-7"), place_lock(open_place(bucket)):
+    with pytest.raises(LockedError, match="node-7"), open_storage(bucket).lock():
         pass
     place.replace(".lock", json.dumps({**elsewhere, "renewed": time.time() - 120}).encode())
-    with place_lock(open_place(bucket)):
+    with open_storage(bucket).lock():
         assert json.loads(place.read(".lock"))["host"] == socket.gethostname()
     monkeypatch.setattr(lock, "LEASE_S", 0.4)
-    with place_lock(place):
+    with place.lock():
         first = json.loads(place.read(".lock"))["renewed"]
         time.sleep(0.5)
         assert json.loads(place.read(".lock"))["renewed"] > first
@@ -154,7 +154,7 @@ def test_a_killed_driver_leaves_nothing_that_its_successor_does_not_mend(
     command = [*PROGRAM, "score", "--shards", folder, "--mae", small_mae, "--out", cache,
                "--workers", 0]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE)
-    place = open_place(cache)
+    place = open_storage(cache)
     deadline = time.monotonic() + 60
     while len(place.names("units")) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -163,7 +163,7 @@ def test_a_killed_driver_leaves_nothing_that_its_successor_does_not_mend(
     _, err = score(folder, small_mae, cache)
     assert "0 failed" in err
     score(folder, small_mae, tmp_path / "whole")
-    assert files(place) == files(LocalPlace(tmp_path / "whole"))
+    assert files(place) == files(LocalStorage(tmp_path / "whole"))
     assert list(problems(open_cache(cache), deep=True)) == []
 
 

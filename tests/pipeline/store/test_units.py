@@ -13,7 +13,8 @@ from pipeline.store.lock import folder_lock
 from pipeline.store.manifest import UnitRow
 from pipeline.store.records.checks import RowDigests, check_records
 from pipeline.store.records.forms import FORMS
-from pipeline.store.units import UNITS, publish, seal, unit_name, write_errors
+from pipeline.store.storage import UNITS
+from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.store.verify import problems
 from stages.protocols import ArrayField, BadSample
 
@@ -45,7 +46,7 @@ def commit(cache, shard="unit-a.tar", values=None, bad=()):
     values = values if values is not None else arrays()
     form = FORMS[cache.identity["store"]]
     digests = RowDigests(FIELDS)
-    with cache.place.staging(name) as staged:
+    with cache.storage.staging(name) as staged:
         with form.writer(staged / form.file, FIELDS) as writer:
             digests.update(values)
             writer.append(values)
@@ -60,7 +61,7 @@ def commit(cache, shard="unit-a.tar", values=None, bad=()):
             input={"name": shard, "size": 1, "sha256": "0" * 64},
             damage=None,
         )
-        receipt = publish(cache.place, staged, receipt)
+        receipt = publish(cache.storage, staged, receipt)
     cache.refresh()
     cache.write_manifest()
     return receipt
@@ -78,7 +79,7 @@ def cache(tmp_path, store):
 
 
 def folder(cache):
-    return cache.place.path
+    return cache.storage.path
 
 
 def test_a_committed_unit_reads_back_and_obeys_the_conservation_law(cache):

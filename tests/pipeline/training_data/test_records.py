@@ -21,7 +21,7 @@ from pipeline.inputs import find_shards
 from pipeline.store import open_cache
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.records import zarr_records
-from pipeline.store.storage import open_place
+from pipeline.store.storage import open_storage
 from pipeline.training_data import StagedRecords
 
 OPTIONS = {
@@ -116,7 +116,7 @@ def test_whole_views_come_from_stored_patches_that_cover_them(caches, inputs, tm
 
 def assert_whole(records, expected):
     sample, record = every_record(records)
-    view = record // records.run["partitions"]
+    view = record // records.run.partitions
     whole = records.whole_views(sample, view)
     assert whole.shape == (len(sample), 36, 192)
     for row, number, patches in zip(sample.tolist(), record.tolist(), whole, strict=True):
@@ -148,7 +148,7 @@ def test_units_and_rows_are_those_of_the_cache(caches, tmp_path):
     assert len(records) == 12
     for unit, start, stop in zip(records.units, records.starts, records.starts[1:], strict=False):
         assert records.keys[start:stop] == cache.read(unit)["key"].tolist()
-    assert dict(records.run) == dict(cache.run)
+    assert dict(records.identity) == dict(cache.run)
 
 
 def test_a_pickled_copy_is_small_and_reads_the_same(caches, tmp_path):
@@ -239,10 +239,10 @@ def s3():
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
 def test_pixels_of_an_object_store_are_brought_near(caches, s3, store, tmp_path):
     cache = caches(views="appended views", store=store)
-    open_place(f"{s3}/{store}").upload(cache.place.path, "")
+    open_storage(f"{s3}/{store}").upload(cache.storage.path, "")
     remote = open_cache(f"{s3}/{store}")
     records = staged(remote, [], tmp_path / "s")
-    remote.place.remove("units")
+    remote.storage.remove("units")
     assert_same_records(records, truth(cache))
 
 
@@ -250,8 +250,8 @@ def test_pixels_of_an_object_store_are_brought_near(caches, s3, store, tmp_path)
 def test_images_of_an_object_store_are_brought_near(caches, inputs, s3, views_bytes, tmp_path):
     folder = Path(inputs["tars"][0].path).parent
     url = f"{s3}/shards-{views_bytes}"
-    open_place(url).upload(folder, "")
+    open_storage(url).upload(folder, "")
     cache = caches(pixels=False)
     records = staged(cache, find_shards([url]), tmp_path / "s", views_bytes=views_bytes)
-    open_place(url).remove("part-0.tar")
+    open_storage(url).remove("part-0.tar")
     assert_same_records(records, truth(caches()))

@@ -131,10 +131,10 @@ def test_a_shard_that_was_written_again_is_read_again(plain, copies, tmp_path):
 
 def test_views_that_were_appended_since_are_staged(tars, small_mae, tmp_path):
     first = scored(tmp_path / "c", tars, small_mae, views=1, pixels=True)
-    assert staged(first, [], tmp_path / "s").run["views"] == 1
+    assert staged(first, [], tmp_path / "s").run.views == 1
     more = scored(tmp_path / "c", tars, small_mae, views=1, append=1, pixels=True)
     records = staged(more, [], tmp_path / "s")
-    assert records.run["views"] == 2
+    assert records.run.views == 2
     assert_same_records(records, truth(more))
 
 

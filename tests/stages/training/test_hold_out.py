@@ -1,5 +1,6 @@
 """What is held out is never trained on, and the measures are those of the ranker's own outputs."""
 
+import dataclasses
 import itertools
 import math
 import threading
@@ -348,7 +349,7 @@ def test_maps_of_another_autoencoder_are_refused(made):
     split = split_samples(made["images"], 0.3, "image", 0)
     other = made["cover"]
     changed = SimpleNamespace(
-        run={**other.run, "mae_sha256": "0" * 64}, keys=other.keys, lists=other.lists
+        run=dataclasses.replace(other.run, mae_sha256="0" * 64), keys=other.keys, lists=other.lists
     )
     with pytest.raises(RequestError, match="the same weights"):
         HoldOut.make(options(), made["images"], changed, split, Ranks())

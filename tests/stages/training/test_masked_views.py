@@ -46,7 +46,7 @@ def views_of(batches):
         (pixels.numpy().tobytes(), tuple(visible.tolist()))
         for batch in batches
         for part in batch.parts
-        if part.counts
+        if not part.is_padding
         for pixels, visible in zip(part.pixels, part.visible)
     )
 

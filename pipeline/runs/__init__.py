@@ -1,0 +1,1 @@
+"""Whole runs: a YAML file of stages, planned, executed, resumed."""
