@@ -117,7 +117,7 @@ def staged(
 
 def steps_of(records: StagedRecords, batch: int, *, per_image: int) -> RankingSteps:
     samples = np.arange(int(records.starts[-1]))
-    per_sample = int(records.run["views"]) * int(records.run["partitions"])
+    per_sample = records.run.records
     order = RecordOrder(len(samples), per_sample, min(per_image, per_sample), batch, 0)
     return RankingSteps(records, samples, order, Ranks(), 1, False)
 

@@ -80,13 +80,7 @@ def leave_one_out_scores(
         RequestError: unknown phase, metric or region, a precision that the device does not compute
             in, or indices that are not a partition.
     """
-    for kind, name, known in (
-        ("phase", phase, PHASES),
-        ("metric", metric, DISTANCES),
-        ("region", region, REGIONS),
-    ):
-        if name not in known:
-            raise unknown_name(kind, name, known)
+    _check_names(phase, metric, region)
     images = model_images(images, mae.grid, mae.patch_size, mae.cls_token.dtype)
     _check_visible(visible, images, mae.config.num_patches)
     if visible.numel() == 0:
@@ -102,6 +96,16 @@ def leave_one_out_scores(
             for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
         ]
     return torch.cat(scores).view(visible.shape)
+
+
+def _check_names(phase: str, metric: str, region: str) -> None:
+    for kind, name, known in (
+        ("phase", phase, PHASES),
+        ("metric", metric, DISTANCES),
+        ("region", region, REGIONS),
+    ):
+        if name not in known:
+            raise unknown_name(kind, name, known)
 
 
 def default_chunk(device: torch.device) -> int:

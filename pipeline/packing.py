@@ -1,4 +1,4 @@
-"""Image folders in, tar shards out: what `pack` needs of the file system."""
+"""Runs `pack`: image folders in, tar shards out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,26 @@ from pipeline.inputs.keys import image_keys
 from pipeline.parsing import read_json_object
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.run_file import claim_folder
+from pipeline.store.storage import is_inside
+from stages import pack
 from stages.pack import ImageFile
+from stages.protocols import Progress, Summary
+
+
+def run_pack(config: pack.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
+    """Packs the images below a folder into the shards of `out`."""
+    out = out.absolute()
+    if "/" in config.prefix or not is_inside(config.prefix):
+        raise RequestError(
+            f"--prefix {config.prefix!r}: shards are files of --out; take a name without /"
+        )
+    files, notes = find_images(images)
+    summary = pack.run(
+        config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress
+    )
+    summary.notes += notes
+    summary.output = str(out)
+    return summary
 
 
 def find_images(folder: Path) -> tuple[list[ImageFile], list[str]]:

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.patch_metrics import (
-    PatchAgreement,
-    PatchCoverage,
-    agreement,
-    nested_agreement,
-)
+from ltrp_core.patch_metrics import PatchAgreement, PatchCoverage, agreement, nested_agreement
 from ltrp_core.selection import num_kept, top_patches
 from ltrp_core.selectors.references import center_scores, oracle_scores, random_scores
 from stages.evaluation.annotation_join import UsedOnce, examples, unmatched

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ltrp_core.bootstrap import bootstrap_interval
 from ltrp_core.errors import RequestError
-from ltrp_core.patch_metrics import bootstrap_interval
 from ltrp_core.plateaus import Plateaus, plateaus
 from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top_k_overlap
 from ltrp_core.repeatability import label_repeatability

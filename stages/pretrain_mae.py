@@ -17,11 +17,12 @@ from ltrp_core.views import normalize
 from stages.devices import resolve_device
 from stages.options import option
 from stages.protocols import Images, Progress, Summary, TrainingFolder
+from stages.training.config import TrainingConfig
 from stages.training.ddp import Ranks
 from stages.training.held_out_images import HeldOutImages
 from stages.training.hold_out import split_by_hash
 from stages.training.loading import Loader
-from stages.training.loop import Task, TrainingConfig, fit
+from stages.training.loop import Task, fit
 from stages.training.masked_views import MaskedViews, PretrainingSteps
 from stages.training.order import RecordOrder
 

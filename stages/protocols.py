@@ -236,6 +236,24 @@ class Annotations(Protocol):
         ...
 
 
+class Labels(Protocol):
+    """What class an image is of, or which classes are in it, by its key."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, by their numbers."""
+        ...
+
+    @property
+    def is_multi(self) -> bool:
+        """Whether an image may have none or several; else it has exactly one."""
+        ...
+
+    def of(self, key: str) -> tuple[int, ...] | None:
+        """Returns the numbers of an image's classes, ascending; None: it is not labeled."""
+        ...
+
+
 class CountCache(Protocol):
     """What was counted in the patches of whole units, kept from one evaluation to the next."""
 

@@ -18,10 +18,11 @@ from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
+from stages.training.config import TrainingConfig
 from stages.training.ddp import Ranks
 from stages.training.hold_out import HoldOut, Split, split_samples
 from stages.training.loading import Loader
-from stages.training.loop import Task, Trained, TrainingConfig, fit
+from stages.training.loop import Task, Trained, fit
 from stages.training.order import RecordOrder
 from stages.training.ranking_batches import RankingBatch, RankingSteps
 from stages.types import ScoreRun
@@ -131,19 +132,7 @@ def run(
     steps = _steps(config, records, split.train, ranks, whole=not ranker.sparse_input)
     loader = Loader(steps, config.epochs, processes=loader_processes, pin=target.type == "cuda")
     trained = fit(
-        Task(
-            name="train-ranker",
-            model=step,
-            steps_per_epoch=steps.order.steps_per_epoch,
-            batches=loader,
-            loss=_loss(config, target),
-            validate=held_out.measure if held_out.num_records else None,
-            judged_by=held_out.judged_by if config.keep == "best" or config.patience else "",
-            patience=config.patience,
-            keys=lambda epoch, step: [
-                records.keys[row] for row in split.train[steps.order.step(epoch, step).sample]
-            ],
-        ),
+        _task(config, step, loader, steps, held_out, target),
         config,
         folder=folder,
         progress=progress,
@@ -164,6 +153,28 @@ def run(
         started_from=started_from,
         notes=notes + trained.notes,
         summary=summary,
+    )
+
+
+def _task(
+    config: TrainRankerConfig,
+    model: RankerStep,
+    loader: Loader,
+    steps: RankingSteps,
+    held_out: HoldOut,
+    device: torch.device,
+) -> Task:
+    keys, samples, order = steps.records.keys, steps.samples, steps.order
+    return Task(
+        name="train-ranker",
+        model=model,
+        steps_per_epoch=order.steps_per_epoch,
+        batches=loader,
+        loss=_loss(config, device),
+        validate=held_out.measure if held_out.num_records else None,
+        judged_by=held_out.judged_by if config.keep == "best" or config.patience else "",
+        patience=config.patience,
+        keys=lambda epoch, step: [keys[row] for row in samples[order.step(epoch, step).sample]],
     )
 
 

@@ -29,9 +29,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
+from ltrp_core.bootstrap import bootstrap_interval
 from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.partitions import num_visible, sample_visible
-from ltrp_core.patch_metrics import bootstrap_interval
 from ltrp_core.patches import patchify
 from ltrp_core.ranking_metrics import kendall_tau_b
 from ltrp_core.repeatability import mean_map

@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
 from pipeline.store import open_cache
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_log import read_log
+from pipeline.store.storage.local import LocalStorage
 from pipeline.units.run import run_score
 from pipeline.workers import InProcessPool
 from stages.score import ScoreConfig

@@ -4,6 +4,19 @@ All of them join by sample key: see `pipeline.inputs.keys`.
 """
 
 from pipeline.annotations.coco import CocoAnnotations
-from pipeline.annotations.opening import FORMATS, AnnotationSource, open_annotations
+from pipeline.annotations.opening import (
+    FORMS,
+    AnnotationForm,
+    AnnotationSource,
+    format_names,
+    open_annotations,
+)
 
-__all__ = ["FORMATS", "AnnotationSource", "CocoAnnotations", "open_annotations"]
+__all__ = [
+    "FORMS",
+    "AnnotationForm",
+    "AnnotationSource",
+    "CocoAnnotations",
+    "format_names",
+    "open_annotations",
+]

@@ -106,5 +106,10 @@ def arguable_names(lists: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def category_names(name: str) -> tuple[str, ...]:
+    """Returns the names of the categories of one of `LISTS`, in its order."""
+    return tuple(_names(category_list(name)))
+
+
 def _names(categories: Iterable[Category]) -> list[str]:
     return [category.name for category in categories]

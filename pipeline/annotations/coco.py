@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.categories import select_names
 from pipeline.annotations.coco_document import damaged, read_document
 from pipeline.annotations.files import check_size
+from pipeline.files import file_sha256
 from pipeline.inputs.keys import KeyIndex
 from stages.protocols import Foreground
 
@@ -34,6 +36,29 @@ class CocoAnnotations:
         self._document = read_document(path)
         self._index = KeyIndex(self._document.images, str(path))
         self._groups: dict[str, frozenset[str]] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the file."""
+        return file_sha256(self.path)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of all categories, in the order of their numbers."""
+        by_id = self._document.categories
+        return tuple(by_id[number] for number in sorted(by_id))
+
+    def objects(self, key: str) -> tuple[str, ...] | None:
+        """Returns the categories of the objects in the image with this key, sorted, or None.
+
+        Raises:
+            RequestError: two images may be meant.
+        """
+        name = self._index.find(key)
+        if name is None:
+            return None
+        found = self._document.objects.get(self._document.images[name].id, ())
+        return tuple(sorted({self._document.categories[one["category_id"]] for one in found}))
 
     @property
     def names(self) -> Collection[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ltrp_core.errors import RequestError
+from ltrp_core.regular_files import open_regular
 from pipeline.annotations.folders import files_below
 
 VOC_MASKS = ("SegmentationClass", "SegmentationClassAug")
@@ -43,10 +44,10 @@ def recognize(path: Path, shape: str) -> Recognized:
     has_boxes = _holds(path / "Annotations", ".xml")
     has_masks = any(_holds(path / name, ".png") for name in VOC_MASKS)
     if has_masks and (shape == "masks" or not has_boxes):
-        return Recognized("voc-masks", f"it has a folder {folder_of(path, 'voc-masks').name}")
+        return Recognized("voc-masks", f"it has a folder {folder_of(path, VOC_MASKS).name}")
     if has_boxes:
         return Recognized("voc-boxes", "it has a folder Annotations of XML files")
-    xml, png = files_below(path, ".xml"), files_below(folder_of(path, "ade20k"), ".png")
+    xml, png = files_below(path, ".xml"), files_below(folder_of(path, ["annotations"]), ".png")
     if xml and (not png or _are_voc(xml)):
         return Recognized("voc-boxes", f"it holds {len(xml)} XML file(s)")
     if not png:
@@ -59,10 +60,9 @@ def recognize(path: Path, shape: str) -> Recognized:
     return _of_pngs(path, png)
 
 
-def folder_of(path: Path, format: str) -> Path:
-    """Returns the folder that holds the files, where `path` is the root of the data set."""
-    names = {"voc-boxes": ("Annotations",), "voc-masks": VOC_MASKS, "ade20k": ("annotations",)}
-    below = [path / name for name in names.get(format, ())]
+def folder_of(path: Path, names: Sequence[str]) -> Path:
+    """Returns the folder that holds the files: one of `names` below `path`, else `path`."""
+    below = [path / name for name in names]
     return next((folder for folder in below if folder.is_dir()), path)
 
 
@@ -109,7 +109,7 @@ def _are_voc(files: Sequence[Path]) -> bool:
 
 def _start(file: Path) -> bytes:
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             return opened.read(4096).replace(b"\0", b"")  # UTF-16 as well.
     except OSError:
         return b""
@@ -117,7 +117,7 @@ def _start(file: Path) -> bytes:
 
 def _has_palette_of_voc(file: Path) -> bool:
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
             palette = image.getpalette() if image.mode == "P" else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False  # It is named when it is asked for.

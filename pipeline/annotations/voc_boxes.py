@@ -38,6 +38,20 @@ class VocBoxes(AnnotatedFolder):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ".xml")
 
+    def objects(self, key: str) -> tuple[str, ...] | None:
+        """Returns the classes of the objects in the image with this key, sorted, or None.
+
+        Raises:
+            RequestError: the file is damaged, or two may be meant.
+        """
+        found = self.find(key)
+        if found is None:
+            return None
+        _, file = found
+        return tuple(
+            sorted({_text(item, "name", file) for item in parse_xml(file).findall("object")})
+        )
+
     def foreground(
         self, key: str, height: int, width: int, categories: str = "all"
     ) -> Foreground | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from pipeline.annotations import FORMATS
+from pipeline.annotations import format_names
 from pipeline.commands.options import (
     PATH,
     PLACE,
+    OneOf,
     config_options,
     finish,
     label_option,
@@ -19,7 +20,7 @@ from pipeline.commands.options import (
 )
 from pipeline.console.progress import open_progress
 from pipeline.console.terminal import say
-from pipeline.units import run as run_stage
+from pipeline.evaluation.patches import run_evaluate_patches
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluate_ranking import RankingConfig
 
@@ -40,7 +41,7 @@ def evaluate() -> None:
 )
 @click.option(
     "--format",
-    type=click.Choice(FORMATS),
+    type=OneOf(format_names),
     default="auto",
     show_default=True,
     help="of the annotations; auto: by what is there",
@@ -75,7 +76,7 @@ def patches(
 
     Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
     """
-    _, summary = run_stage.run_evaluate_patches(
+    _, summary = run_evaluate_patches(
         EvaluateConfig(**options),
         selections=selections,
         labels=label,

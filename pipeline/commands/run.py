@@ -28,9 +28,10 @@ from pipeline.commands.options import (
 from pipeline.console.progress import open_progress
 from pipeline.console.signals import interrupt_on_signals
 from pipeline.console.terminal import printable, say
+from pipeline.packing import run_pack
 from pipeline.training.launch import Launch
 from pipeline.training.options import RunOptions, TrainingRunOptions
-from pipeline.units import run as run_stage
+from pipeline.units.run import run_append_views, run_score, run_select
 from pipeline.units.runner import UnitOptions
 from stages.pack import PackConfig
 from stages.pretrain_mae import PretrainConfig
@@ -51,7 +52,7 @@ def pack(images: Path, out: Path, **options: Any) -> int:
 
     Example: ltrp-pipeline pack photos --out shards
     """
-    return finish(run_stage.run_pack(PackConfig(**options), images, out, open_progress()))
+    return finish(run_pack(PackConfig(**options), images, out, open_progress()))
 
 
 def _launch(workers: int, ray_address: str | None) -> Launch:
@@ -118,12 +119,12 @@ def score(shards: tuple[str, ...], out: str, append_views: int | None, **options
     with open_pool_of(options) as pool:
         if append_views is not None:
             return finish(
-                run_stage.run_append_views(
+                run_append_views(
                     given(set(options)), append_views, found, out, pool, open_progress()
                 )
             )
         config, units = cut(options, ScoreConfig), cut(options, UnitOptions)
-        return finish(run_stage.run_score(config, found, out, pool, open_progress(), units))
+        return finish(run_score(config, found, out, pool, open_progress(), units))
 
 
 @click.command("train-ranker")
@@ -186,7 +187,7 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
     found = listed(shards, unit_size=options.pop("unit_size"))
     with open_pool_of(options) as pool:
         config, units = cut(options, SelectConfig), cut(options, UnitOptions)
-        return finish(run_stage.run_select(config, found, out, pool, open_progress(), units))
+        return finish(run_select(config, found, out, pool, open_progress(), units))
 
 
 @click.command()

@@ -14,13 +14,15 @@ from ltrp_core.shipped_weights import SHIPPED_MAE, SHIPPED_RANKER
 from pipeline.console.progress import open_progress, print_summary
 from pipeline.console.terminal import say
 from pipeline.demo.photographs import demo_photographs
+from pipeline.evaluation.patches import run_evaluate_patches
 from pipeline.evaluation.tables import format_table
 from pipeline.inputs import Shard, find_shards
+from pipeline.packing import run_pack
 from pipeline.report.gather import ReportInputs, run_report
 from pipeline.store.run_file import claim_folder
 from pipeline.training.mae import MAE_FILE, run_pretrain
 from pipeline.training.ranker import TrainingInputs, run_train_ranker
-from pipeline.units import run as run_stage
+from pipeline.units.run import run_score, run_select
 from pipeline.workers import InProcessPool
 from stages.evaluate_patches import EvaluateConfig
 from stages.pack import PackConfig
@@ -115,20 +117,20 @@ class _Demo:
         for name, content in photographs.items():
             (folder / name).write_bytes(content)
         config = PackConfig(shard_size=4)
-        return run_stage.run_pack(config, folder, self.out / "shards", self.progress)
+        return run_pack(config, folder, self.out / "shards", self.progress)
 
     def score_cover(self) -> Summary:
         config = ScoreConfig(mae=self.mae, crop="eval", sampler="cover", partitions=22)
         cache = self.out / "teacher"
-        return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
+        return run_score(config, self.shards, cache, self.pool, self.progress)
 
     def select(self) -> Summary:
         config = SelectConfig(ranker=self.ranker)
         cache = self.out / "selections"
-        return run_stage.run_select(config, self.shards, cache, self.pool, self.progress)
+        return run_select(config, self.shards, cache, self.pool, self.progress)
 
     def evaluate(self) -> Summary:
-        rows, summary = run_stage.run_evaluate_patches(
+        rows, summary = run_evaluate_patches(
             EvaluateConfig(),
             selections=[self.out / "selections"],
             annotations=self.annotations,
@@ -191,7 +193,7 @@ class _TrainedDemo(_Demo):
     def score(self) -> Summary:
         config = ScoreConfig(mae=self.mae, views=self.size.score_views)
         cache = self.out / "cache"
-        return run_stage.run_score(config, self.shards, cache, self.pool, self.progress)
+        return run_score(config, self.shards, cache, self.pool, self.progress)
 
     def train_ranker(self) -> Summary:
         config = TrainRankerConfig(

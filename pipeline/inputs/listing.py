@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,8 @@ from pipeline.inputs.folders import (
     walk_folder,
 )
 from pipeline.inputs.keys import image_keys
-from pipeline.inputs.shards import (
-    FolderShard,
-    Shard,
-    TarShard,
-    looks_like,
-    starts_as_tar,
-)
+from pipeline.inputs.shards import FolderShard, Shard, TarShard
+from pipeline.inputs.tar_members import looks_like, starts_as_tar
 from pipeline.remote import RemoteError, ask, is_remote, remote_error
 from pipeline.url_secrets import check_url, without_secrets
 
@@ -108,7 +103,11 @@ def find_shards(
     tars = [shard for shard in ordered if isinstance(shard, TarShard)]
     # First, middle and last: a few bad ones in a row at the start say nothing about the others.
     looked_at = tars[:: max(1, -(-len(tars) // _LOOKED_AT))][: _LOOKED_AT - 1] + tars[-1:]
-    if tars and len(tars) == len(ordered) and not any(map(starts_as_tar, looked_at)):
+    if (
+        tars
+        and len(tars) == len(ordered)
+        and not any(starts_as_tar(shard.path) for shard in looked_at)
+    ):
         raise RequestError(
             f"{tars[0].path} is not a tar{' nor are others' if len(tars) > 1 else ''}"
             f"{looks_like(tars[0].path)}; "
@@ -388,22 +387,3 @@ def _choices(brace: str) -> list[str]:
         raise RequestError(f"brace range {brace} counts down; write the smaller number first")
     width = len(first) if first.startswith("0") else 0
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
-
-
-def with_image_ext(shards: Sequence[Shard], image_ext: str) -> list[Shard]:
-    """Returns shards of whose samples the image is the member of an ending: `--image-ext`.
-
-    Raises:
-        RequestError: it is given, and a shard is no tar: every file of a folder is an image.
-    """
-    if not image_ext:
-        return list(shards)
-    found: list[Shard] = []
-    for shard in shards:
-        if not isinstance(shard, TarShard):
-            raise RequestError(
-                f"--image-ext is for tars, whose samples have several members; {shard.path} is a "
-                "folder, each of whose images is a sample"
-            )
-        found.append(replace(shard, image_ext=image_ext))
-    return found

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 from ltrp_core.errors import RequestError
-from ltrp_core.regular_files import NotRegularFileError, open_descriptor
 from pipeline.inputs.bad_members import (
     MAX_MEMBER_BYTES,
     bad_content,
@@ -21,19 +19,20 @@ from pipeline.inputs.bad_members import (
 from pipeline.inputs.folders import is_text
 from pipeline.inputs.image_choice import ImageChoice
 from pipeline.inputs.keys import sample_key
-from pipeline.inputs.tar_members import BLOCK, Entry, ForwardReader, TarDamage, walk
-from pipeline.remote import RemoteError, open_remote
+from pipeline.inputs.tar_members import (
+    BLOCK,
+    Entry,
+    ForwardReader,
+    TarDamage,
+    is_of_the_system,
+    looks_like,
+    open_path,
+    walk,
+)
+from pipeline.remote import RemoteError
 from stages.protocols import BadSample
 
 OnDamage = Literal["strict", "salvage"]
-_LOOK_BYTES = 16 << 10
-"""Read to see whether a file begins as a tar."""
-_COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gunzip"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
-    b"\xfd7zXZ": ("xz", "unxz"),
-    b"BZh": ("bzip2", "bunzip2"),
-}
 
 
 class DamagedShardError(RequestError):
@@ -142,7 +141,7 @@ class TarReader:
     choice: ImageChoice = field(default_factory=ImageChoice)
 
     def __iter__(self) -> Iterator[Member]:
-        with _open(self.shard.path) as file:
+        with open_path(self.shard.path) as file:
             source = ForwardReader(file)
             try:
                 yield from self._members(source)
@@ -304,7 +303,7 @@ class FolderReader:
 
     def _read(self, name: str) -> tuple[bytes | None, int, bytes]:
         """Returns the data if they are no more than an image has, the size, and what to hash."""
-        with _open(f"{self.shard.root}/{name}") as file:
+        with open_path(f"{self.shard.root}/{name}") as file:
             source = ForwardReader(file)
             data = source.read(MAX_MEMBER_BYTES)
             whole = source.finish()
@@ -326,6 +325,25 @@ class FolderReader:
         self.left_out.append(BadSample(escaped(key), 0, reason, message))
 
 
+def with_image_ext(shards: Sequence[Shard], image_ext: str) -> list[Shard]:
+    """Returns shards of whose samples the image is the member of an ending: `--image-ext`.
+
+    Raises:
+        RequestError: it is given, and a shard is no tar: every file of a folder is an image.
+    """
+    if not image_ext:
+        return list(shards)
+    found: list[Shard] = []
+    for shard in shards:
+        if not isinstance(shard, TarShard):
+            raise RequestError(
+                f"--image-ext is for tars, whose samples have several members; {shard.path} is a "
+                "folder, each of whose images is a sample"
+            )
+        found.append(replace(shard, image_ext=image_ext))
+    return found
+
+
 def _until_damage(source: ForwardReader, damage: list[TarDamage]) -> Iterator[Entry]:
     """Yields the members of a tar; damage ends them and is added to `damage`."""
     is_empty = True
@@ -337,45 +355,3 @@ def _until_damage(source: ForwardReader, damage: list[TarDamage]) -> Iterator[En
             raise TarDamage("holds no member")
     except TarDamage as error:
         damage.append(error)
-
-
-def starts_as_tar(shard: TarShard) -> bool:
-    """Returns whether a file begins with the header of a member. Unreadable ones may be tars."""
-    try:
-        with _open(shard.path, _LOOK_BYTES) as file:
-            return next(walk(ForwardReader(file, _LOOK_BYTES)), None) is not None
-    except (TarDamage, NotRegularFileError):
-        return False
-    except OSError:
-        return True
-
-
-def is_of_the_system(name: str) -> bool:
-    """Whether a member is what macOS puts beside every file of an archive."""
-    *_, file = parts = name.split("/")
-    return file.startswith("._") or "__MACOSX" in parts
-
-
-def looks_like(path: str) -> str:
-    """Returns what a file that is no tar is, where that can be told: words to add to an error."""
-    try:
-        with _open(path, _LOOK_BYTES) as file:
-            start = file.read(512)
-    except NotRegularFileError as error:
-        return f": it is {error.strerror}"
-    except OSError:
-        return ""
-    if not start:
-        return ": it is empty"
-    for magic, (form, command) in _COMPRESSED.items():
-        if start.startswith(magic):
-            return (
-                f": it is compressed with {form}, and shards are plain tars ({command} makes one)"
-            )
-    return ": it is a web page" if b"<html" in start.lower() else ""
-
-
-def _open(path: str, block_bytes: int = 8 << 20) -> BinaryIO:
-    if "://" not in path:
-        return os.fdopen(open_descriptor(path), "rb", buffering=0)
-    return open_remote(path, block_bytes)

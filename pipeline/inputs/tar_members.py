@@ -9,11 +9,15 @@ nothing else. One pass, forward only, so an object store can stream.
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from ltrp_core.regular_files import NotRegularFileError, open_descriptor
+from pipeline.remote import open_remote
 
 BLOCK = 512
 _READ_BYTES = 1 << 20
@@ -30,6 +34,16 @@ _WITHOUT_DATA = (
     tarfile.FIFOTYPE,
 )
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
+
+
+_LOOK_BYTES = 16 << 10
+"""Read to see whether a file begins as a tar."""
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"BZh": ("bzip2", "bunzip2"),
+}
 
 
 class TarDamage(Exception):
@@ -126,6 +140,12 @@ class Entry:
             )
         self._left = 0
         return data
+
+
+def is_of_the_system(name: str) -> bool:
+    """Whether a member is what macOS puts beside every file of an archive."""
+    *_, file = parts = name.split("/")
+    return file.startswith("._") or "__MACOSX" in parts
 
 
 def walk(source: ForwardReader) -> Iterator[Entry]:
@@ -273,3 +293,40 @@ def _check_end(source: ForwardReader) -> None:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
+
+
+def starts_as_tar(path: str) -> bool:
+    """Returns whether a file begins with the header of a member. Unreadable ones may be tars."""
+    try:
+        with open_path(path, _LOOK_BYTES) as file:
+            return next(walk(ForwardReader(file, _LOOK_BYTES)), None) is not None
+    except (TarDamage, NotRegularFileError):
+        return False
+    except OSError:
+        return True
+
+
+def looks_like(path: str) -> str:
+    """Returns what a file that is no tar is, where that can be told: words to add to an error."""
+    try:
+        with open_path(path, _LOOK_BYTES) as file:
+            start = file.read(512)
+    except NotRegularFileError as error:
+        return f": it is {error.strerror}"
+    except OSError:
+        return ""
+    if not start:
+        return ": it is empty"
+    for magic, (form, command) in _COMPRESSED.items():
+        if start.startswith(magic):
+            return (
+                f": it is compressed with {form}, and shards are plain tars ({command} makes one)"
+            )
+    return ": it is a web page" if b"<html" in start.lower() else ""
+
+
+def open_path(path: str, block_bytes: int = 8 << 20) -> BinaryIO:
+    """Opens a regular file or a URL for reading from start to end."""
+    if "://" not in path:
+        return os.fdopen(open_descriptor(path), "rb", buffering=0)
+    return open_remote(path, block_bytes)

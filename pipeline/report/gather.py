@@ -17,14 +17,14 @@ from pipeline.evaluation.selections import open_selections
 from pipeline.evaluation.tables import read_differences, read_groups, read_rows
 from pipeline.files import file_sha256
 from pipeline.inputs import Shard
-from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import read_samples
+from pipeline.inputs.shards import with_image_ext
 from pipeline.report import ReportData, RunCard, TrainingCurve, read_cache_figures, write_report
 from pipeline.store.cache import Cache
 from pipeline.store.kinds import CACHES, check_kind, open_cache_of
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_file import read_run
 from pipeline.store.run_log import images_per_second
+from pipeline.store.storage.local import LocalStorage
 from pipeline.store.units import unit_name
 from pipeline.training.folder import read_curve
 from stages import report

@@ -22,6 +22,7 @@ _TOP = ("out", "shards", "stages")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _REFERENCE = re.compile(r"\$([A-Za-z][A-Za-z0-9_-]*)")
 
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A stage of the file."""

@@ -35,7 +35,7 @@ class StageSpec:
     grows: bool = False
     """Whether its folder takes further shards in: what is there is not made again"""
     fed_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Option -> what it is if the file does not say it, where the stages that are named are there"""
+    """Option -> what it is if the file does not say it, where the named stages are there"""
     next: Callable[[Options, str], Sequence[str] | None] = lambda options, output: None
     """From its options and its output to the words of the command that comes after it; None if that
     cannot be told"""

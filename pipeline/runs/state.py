@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.files import file_sha256, replace_text
 from pipeline.inputs import find_shards
 from pipeline.parsing import read_json_object
-from pipeline.files import file_sha256, replace_text
 from pipeline.url_secrets import without_secrets
 
 STAMPS = ".done"

@@ -14,9 +14,8 @@ from ltrp_core.errors import RequestError
 from ltrp_core.views import View, render_view
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.images import FORMATS
-from pipeline.inputs.listing import with_image_ext
 from pipeline.inputs.samples import SampleStream
-from pipeline.inputs.shards import DamagedShardError
+from pipeline.inputs.shards import DamagedShardError, with_image_ext
 from pipeline.store.cache import Cache
 from pipeline.store.manifest import check_same_members
 from pipeline.store.units import unit_name

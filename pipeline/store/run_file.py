@@ -13,8 +13,8 @@ from ltrp_core.errors import DamagedFileError, RequestError
 from ltrp_core.parsing import parse_json_object
 from pipeline.remote import RemoteError
 from pipeline.store.errors import RunMismatchError
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.storage import Storage, open_storage
+from pipeline.store.storage.local import LocalStorage
 
 SCHEMA_VERSION = 2
 RUN_FILE = "run.json"

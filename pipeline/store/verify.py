@@ -11,8 +11,6 @@ import numpy as np
 from ltrp_core.errors import DamagedFileError, RequestError
 from pipeline.store.cache import APPENDED, Cache, open_cache
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.local_storage import ATTEMPTS
-from pipeline.store.lock import LOCK
 from pipeline.store.manifest import (
     MANIFEST,
     TABLE,
@@ -24,6 +22,8 @@ from pipeline.store.receipts import Receipt
 from pipeline.store.records.forms import FORMS
 from pipeline.store.run_file import RUN_FILE
 from pipeline.store.storage import QUARANTINE, UNITS, Storage
+from pipeline.store.storage.local import ATTEMPTS
+from pipeline.store.storage.lock import LOCK
 from pipeline.store.units import UnitState, damaged_file, is_damage, unit_name
 from pipeline.units.selection_table import table_problem
 

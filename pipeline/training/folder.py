@@ -24,8 +24,8 @@ from ltrp_core.errors import CheckpointError
 from ltrp_core.weight_checks import listed, not_finite
 from pipeline.files import atomic_write, file_sha256, replace_text
 from pipeline.parsing import parse_json_object, read_json_object
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_file import begun_run, claim_folder, read_run, run_id
+from pipeline.store.storage.local import LocalStorage
 from pipeline.training.loggers import LogTo, open_logger
 
 if TYPE_CHECKING:

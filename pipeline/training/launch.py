@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.console.relayed_progress import RelayedBars, RelayedProgress
 from pipeline.files import replace_text
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_file import read_run, run_id
+from pipeline.store.storage.local import LocalStorage
 from pipeline.training.folder import DiskTrainingFolder
 from pipeline.training.options import TrainingRunOptions
 from stages.protocols import Progress

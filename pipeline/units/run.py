@@ -1,4 +1,4 @@
-"""Runs one stage from paths and options: opens what it needs, writes what it returns.
+"""Runs the stages that work on shards, from paths and options: `score` and `select`.
 
 The commands and the demo both go through here, so a stage behaves the same however it is started.
 """
@@ -11,48 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltrp_core.errors import RequestError
 from ltrp_core.precision import check_precision
-from pipeline.annotations import open_annotations
-from pipeline.annotations.categories import arguable_names
-from pipeline.evaluation.count_cache import FOLDER, FileCountCache
-from pipeline.evaluation.figures import write_figures
-from pipeline.evaluation.selections import open_selections
-from pipeline.evaluation.tables import write_tables
 from pipeline.files import file_sha256
 from pipeline.inputs import Shard
-from pipeline.packing import PackFolder, TarSink, find_images
 from pipeline.store.cache import APPENDED, Cache, open_cache, part_name
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.kinds import check_kind, open_cache_of
 from pipeline.store.run_file import difference
-from pipeline.store.storage import is_inside
 from pipeline.units.runner import CacheRunner, UnitOptions
 from pipeline.units.selection_table import write_selection_table
 from pipeline.workers import InProcessPool, WorkerPool
-from stages import evaluate_patches, select_patches
-from stages import pack as pack_stage
 from stages import score as score_stage
+from stages import select_patches
 from stages.devices import resolve_device
-from stages.evaluation.rows import EvaluationRow
 from stages.protocols import Progress, Summary
 from stages.selectors import TEACHER
-
-
-def run_pack(config: pack_stage.PackConfig, images: Path, out: Path, progress: Progress) -> Summary:
-    """Packs the images below a folder into the shards of `out`."""
-    out = out.absolute()
-    if "/" in config.prefix or not is_inside(config.prefix):
-        raise RequestError(
-            f"--prefix {config.prefix!r}: shards are files of --out; take a name without /"
-        )
-    files, notes = find_images(images)
-    summary = pack_stage.run(
-        config, files, sink=TarSink(out), index=PackFolder(out, files), progress=progress
-    )
-    summary.notes += notes
-    summary.output = str(out)
-    return summary
 
 
 def run_score(
@@ -160,44 +133,6 @@ def run_select(
     if not summary.stopped:
         write_selection_table(open_cache(out))
     return summary
-
-
-def run_evaluate_patches(
-    config: evaluate_patches.EvaluateConfig,
-    *,
-    selections: Sequence[str | Path],
-    annotations: Path,
-    teacher: str | Path | None,
-    foreground: str,
-    out: Path,
-    progress: Progress,
-    labels: Sequence[str] = (),
-    format: str = "auto",
-) -> tuple[list[EvaluationRow], Summary]:
-    """Evaluates selections against annotations; writes tables and figures into `out`."""
-    selected = open_selections(selections, labels)
-    source = open_annotations(annotations, format=format, shape=foreground)
-    cached = FileCountCache(out / FOLDER, next(iter(selected.values())), source)
-    evaluation, summary = evaluate_patches.run(
-        config,
-        selections=selected,
-        annotations=source,
-        teacher=open_cache_of("--teacher", teacher, "score") if teacher is not None else None,
-        progress=progress,
-        cached=cached,
-    )
-    summary.notes += source.notes
-    write_tables(out, evaluation)
-    write_figures(out, evaluation.rows)
-    if cached.hits:
-        summary.notes.append(f"took the counts of {cached.hits} unit(s) from {out / FOLDER}")
-    if "unseen" in config.categories:
-        names = ", ".join(arguable_names(source.categories))
-        summary.notes.append(
-            f"unseen counts {names}, of which one may argue; --categories unseen-strict does not"
-        )
-    summary.output = str(out)
-    return evaluation.rows, summary
 
 
 def _check_device(

@@ -15,7 +15,7 @@ from ltrp_core.errors import RequestError
 from pipeline.faults import fault_point
 from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.image_choice import checked_image_ext, notes_on_choices
-from pipeline.inputs.listing import with_image_ext
+from pipeline.inputs.shards import with_image_ext
 from pipeline.store.cache import Cache, but_views, create_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.manifest import UnitRow
@@ -114,25 +114,11 @@ class CacheRunner:
             log = RunLog(cache.storage, cache.run_id)
             summary = Summary(stage=stage, output=cache.url)
             pending = self._pending(cache, summary, log)
-            settings = WorkSettings(
-                cache=cache.url,
-                run_id=cache.run_id,
-                store=self.options.store,
-                fields=dict(fields),
-                on_damage=self.options.on_damage,
-                decode_threads=self.options.decode_threads,
-            )
-            log.write(
-                "start",
-                stage=stage,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                shards=[shard.name for shard in self.shards],
-            )
+            self._begin(log, stage)
             metrics = RunMetrics(stage, cache.run_id)
             run = _Run(summary, log, metrics, self.options, pending, skipped=summary.skipped)
             try:
-                work = functools.partial(UnitWork, make, settings)
+                work = functools.partial(UnitWork, make, self._settings(cache, fields))
                 with self.progress.task(stage, len(self.shards), "shards") as bar:
                     bar.advance(summary.skipped)
                     for outcome in self.pool.map(work, pending, gpu_only=gpu_only):
@@ -157,6 +143,25 @@ class CacheRunner:
                 summary.notes += [log.problem] if log.problem else []
         run.close(self.pool.start_up_s)
         return summary
+
+    def _begin(self, log: RunLog, stage: str) -> None:
+        log.write(
+            "start",
+            stage=stage,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            shards=[shard.name for shard in self.shards],
+        )
+
+    def _settings(self, cache: Cache, fields: Mapping[str, ArrayField]) -> WorkSettings:
+        return WorkSettings(
+            cache=cache.url,
+            run_id=cache.run_id,
+            store=self.options.store,
+            fields=dict(fields),
+            on_damage=self.options.on_damage,
+            decode_threads=self.options.decode_threads,
+        )
 
     def _pending(self, cache: Cache, summary: Summary, log: RunLog) -> list[PendingUnit]:
         shards = with_image_ext(self.shards, self.options.image_ext)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ltrp_core.patch_metrics import bootstrap_ratios
+from ltrp_core.bootstrap import bootstrap_ratios
 from stages.evaluation.sources import REFERENCES, top_only
 
 MEASURES = ("precision", "recall", "f1", "iou")
@@ -96,7 +96,7 @@ def source_rows(
     Args:
         facts: what the rows have in common: categories, keep_ratio, kept, num_images.
         tables: `IMAGE_COLUMNS` (N, 7) of the same N images, all with foreground, by source.
-        seed: of the bootstrap, like `draws`: see `ltrp_core.patch_metrics.bootstrap_interval`.
+        seed: of the bootstrap, like `draws`: see `ltrp_core.bootstrap.bootstrap_interval`.
     """
     ratios: dict[tuple[str, str], tuple[Values, Values]] = {}
     for source, table in tables.items():

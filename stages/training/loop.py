@@ -8,78 +8,35 @@ if nothing had happened: bit for bit on a CPU.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.errors import RequestError
 from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.precision import float32_kept
 from ltrp_core.weight_checks import listed, not_finite
-from stages.options import check_ranges, option
 from stages.protocols import Bar, Progress, TrainingFolder
+from stages.training.config import (
+    CURVE,
+    TrainingConfig,
+    precision,
+    schedule,
+    seed_step,
+    spell_out_attention,
+)
 from stages.training.ddp import Ranks
 
 _STEPS_BETWEEN_LOOKS = 10
 """Several ranks decide together whether a checkpoint is due; not in every step."""
 _STEPS_BETWEEN_LOGS = 50
-_CURVE = 2
-"""Which learning rates: 1, of checkpoints without the number, dropped where warm-up ended."""
 _SMALLEST_SCALE = 2.0**-24
 """Of fp16 gradients: what is still too large then was never a number."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingConfig:
-    """Options that both training stages have; the defaults are MAE's, which the paper follows."""
-
-    epochs: int = option(400, low=1, help="passes over the images")
-    batch_size: int = option(256, low=1, help="views or records a step, over all workers")
-    base_lr: float = option(
-        1.5e-4, low=0.0, help="learning rate for a batch of 256; scaled to the batch"
-    )
-    min_lr: float = option(0.0, low=0.0, help="learning rate at the end")
-    warmup_epochs: float = option(
-        40.0, low=0.0, help="epochs of linear warm-up, at most a quarter of all"
-    )
-    sched: Literal["cosine", "poly", "tanh"] = option("cosine", help="timm's name of the schedule")
-    opt: str = option("adamw", help="timm's name of the optimizer")
-    weight_decay: float = option(0.05, low=0.0, help="the optimizer's; none on biases and norms")
-    layer_decay: float = option(
-        1.0, low=0.01, high=1.0, help="learning rate of a layer relative to the next one"
-    )
-    clip_grad: float = option(1.0, low=0.0, help="largest norm of the gradient; 0 = any")
-    accumulate: int = option(1, low=1, help="parts a step is computed in, to fit the memory")
-    ema: float = option(
-        0.0, low=0.0, high=0.99999, help="decay of averaged weights, which are then kept; 0 = off"
-    )
-    precision: Literal["auto", "float32", "bf16", "fp16"] = option(
-        "auto", help="of the products; auto: bf16 on a GPU that has it, else float32"
-    )
-    compile: Literal["auto", "yes", "no"] = option(
-        "auto", help="torch.compile; auto: on a GPU", changes_numbers=False
-    )
-    seed: int = option(0, help="of weights, order and everything else that is drawn")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        known = [str(name) for name in list_optimizers()]
-        if self.opt not in known:
-            raise unknown_name("--opt", self.opt, known)
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-        return self.base_lr * self.batch_size / 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +150,11 @@ class _Run:
             layer_decay=config.layer_decay if config.layer_decay < 1 else None,
             **extra,
         )
-        self.curve = _CURVE
-        self.schedule = _schedule(self.optimizer, config, task.steps_per_epoch, self.curve)
-        self.dtype = _precision(config.precision, self.device)
+        self.curve = CURVE
+        self.schedule = schedule(self.optimizer, config, task.steps_per_epoch, self.curve)
+        self.dtype = precision(config.precision, self.device)
         if self.device.type == "cpu" and self.dtype is torch.bfloat16:
-            _spell_out_attention(task.model)
+            spell_out_attention(task.model)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.dtype is torch.float16 and self.device.type == "cuda"
         )
@@ -326,14 +283,14 @@ class _Run:
                 "most rankers; go on with that version, or pass another --out"
             )
         self.curve = number
-        self.schedule = _schedule(self.optimizer, self.config, self.task.steps_per_epoch, number)
+        self.schedule = schedule(self.optimizer, self.config, self.task.steps_per_epoch, number)
         self.notes.append(
             "this training was begun by a version whose learning rate dropped at the end of "
             "warm-up, and goes on with that curve; another --out has the paper's"
         )
 
     def _step(self, batch: StepBatch) -> None:
-        _seed_step(self.config.seed, self.steps_done, self.ranks.rank)
+        seed_step(self.config.seed, self.steps_done, self.ranks.rank)
         self.schedule.step_update(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
         with float32_kept():
@@ -395,56 +352,12 @@ _DIVERGED = (
 )
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int, curve: int
-) -> Scheduler:
-    """Returns the learning rates: linear warm-up, then the curve over the epochs that are left."""
-    warmup = min(config.warmup_epochs, config.epochs / 4)
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.sched,
-        # Parts of an epoch will do: they become updates.
-        num_epochs=config.epochs - (warmup if curve == _CURVE else 0),  # type: ignore[arg-type]
-        warmup_epochs=warmup,  # type: ignore[arg-type]
-        warmup_prefix=curve == _CURVE,
-        warmup_lr=0.0,
-        min_lr=config.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    assert schedule is not None
-    return schedule
-
-
 @contextlib.contextmanager
 def _no_bar() -> Iterator[Bar]:
     class Nothing:
         def advance(self, amount: int = 1, **facts: float | str) -> None: ...
 
     yield Nothing()
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else torch.float32
-    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def _spell_out_attention(model: nn.Module) -> None:
-    """Makes timm's blocks compute attention as products and a softmax.
-
-    On a CPU the backward pass of torch's fused attention takes 40 % of a bf16 step: it multiplies
-    in float32, where plain products use the processor's bf16 instructions.
-    """
-    for module in model.modules():
-        if isinstance(getattr(module, "fused_attn", None), bool):
-            module.fused_attn = False  # type: ignore[assignment]
-
-
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    digest = hashlib.blake2b(f"{seed}\0{step}\0{rank}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from faults.driver import (
 
 from pipeline.faults import POINTS
 from pipeline.store import open_cache
-from pipeline.store.lock import folder_lock
+from pipeline.store.storage.lock import folder_lock
 from pipeline.store.verify import problems
 
 QUICK = ("after_attempt_write", "before_rename", "before_manifest")

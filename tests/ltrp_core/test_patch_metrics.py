@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ltrp_core import patch_metrics
+from ltrp_core.bootstrap import bootstrap_interval, bootstrap_ratios, paired_bootstrap
 from ltrp_core.errors import RequestError
 from ltrp_core.patch_metrics import (
     PatchAgreement,
     agreement,
-    bootstrap_interval,
-    bootstrap_ratios,
     concatenate,
     coverage,
     nested_agreement,
-    paired_bootstrap,
     pooled,
 )
 from oracles import patch_metrics as oracle

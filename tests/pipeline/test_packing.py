@@ -10,9 +10,8 @@ from ltrp_core.errors import RequestError
 from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
 from pipeline.inputs.shards import TarShard
-from pipeline.packing import find_images
+from pipeline.packing import find_images, run_pack
 from pipeline.store.errors import RunMismatchError
-from pipeline.units import run as run_stage
 from stages.pack import PackConfig
 
 CONFIG = PackConfig(shard_size=5)
@@ -23,7 +22,7 @@ def members(path):
 
 
 def pack(folder, out, config=CONFIG):
-    return run_stage.run_pack(config, folder, out, JsonLineProgress())
+    return run_pack(config, folder, out, JsonLineProgress())
 
 
 def contents(out):

@@ -6,9 +6,9 @@ import pytest
 from command_line import one_line_error, run
 from s3_server import s3_bucket
 
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.run_log import RunLog, read_log
 from pipeline.store.storage import open_storage
+from pipeline.store.storage.local import LocalStorage
 from pipeline.url_secrets import without_secrets
 from pipeline.workers.job_code import make_job_folder
 

@@ -80,17 +80,14 @@ def train_on_ranks(
         RequestError: Ray is missing or lends less; or `work` raised one, which comes out as it was.
         RunStoppedError: ranks were lost too often, or `work` failed in a way that would come again.
     """
-    ray = import_ray()
+    import_ray()
     environment = _environment(ray_address, collective_timeout_s)
     folder = Path(tempfile.mkdtemp(prefix="ltrp-ray-train-", dir=scratch))
     try:
         start_ray(ray_address)
         after_start()
         plan = _plan(workers, device, ray_address)
-        # On this machine they end with the driver, not with a rank's machine.
-        here = ray.get_runtime_context().get_node_id()
-        board = _at(here, Board, max_restarts=0, max_pending_calls=1000).remote(max_failures)
-        fit = _at(here, _fit, max_retries=0, runtime_env={"env_vars": environment})
+        board, fit = _on_this_machine(environment, max_failures)
         run = RankRun(
             work=work,
             board=board,
@@ -108,6 +105,13 @@ def train_on_ranks(
     finally:
         stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_this_machine(environment: dict[str, str], max_failures: int) -> tuple[Any, Any]:
+    """Returns the board, and what fits: they end with the driver, not with a rank's machine."""
+    here = import_ray().get_runtime_context().get_node_id()
+    board = _at(here, Board, max_restarts=0, max_pending_calls=1000).remote(max_failures)
+    return board, _at(here, _fit, max_retries=0, runtime_env={"env_vars": environment})
 
 
 def _environment(address: str | None, collective_timeout_s: float) -> dict[str, str]:

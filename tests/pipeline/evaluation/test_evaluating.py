@@ -13,9 +13,9 @@ from ltrp_core.errors import RequestError
 from oracles import patch_metrics as oracle
 from pipeline.annotations import CocoAnnotations
 from pipeline.console.progress import JsonLineProgress
+from pipeline.evaluation.patches import run_evaluate_patches
 from pipeline.evaluation.tables import format_table, read_groups, read_rows
 from pipeline.store import open_cache
-from pipeline.units.run import run_evaluate_patches
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES
 

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.inputs import DamagedShardError
-from pipeline.inputs.shards import TarShard, is_of_the_system, sample_key
+from pipeline.inputs.shards import TarShard, sample_key
+from pipeline.inputs.tar_members import is_of_the_system
 
 BLOCK = 512
 

@@ -8,7 +8,7 @@ from command_line import run
 from s3_server import s3_bucket
 
 from pipeline.inspection import doctor
-from pipeline.store.object_storage import ObjectStorage
+from pipeline.store.storage.objects import ObjectStorage
 
 
 def findings(*arguments, expect=0):

@@ -15,7 +15,7 @@ from ltrp_core.mae import MaskedAutoencoder, save_mae
 from pipeline.inspection.rescore import choose
 from pipeline.inspection.status import read_status
 from pipeline.store import open_cache
-from pipeline.store.lock import folder_lock
+from pipeline.store.storage.lock import folder_lock
 from pipeline.store.units import publish, seal
 
 

@@ -16,11 +16,11 @@ from pipeline.inspection.rescore import choose
 from pipeline.inspection.status import read_status
 from pipeline.store import open_cache
 from pipeline.store.cache import create_cache
-from pipeline.store.lock import folder_lock
 from pipeline.store.manifest import UnitRow, manifest_bytes
 from pipeline.store.receipts import FileStamp, Receipt
 from pipeline.store.records.forms import FORMS
 from pipeline.store.records.zarr_records import read_fields
+from pipeline.store.storage.lock import folder_lock
 from pipeline.store.units import publish, seal, unit_name
 from pipeline.units.runner import CacheRunner
 from pipeline.workers import InProcessPool

@@ -5,8 +5,8 @@ from command_line import run
 from s3_server import s3_bucket
 
 from pipeline.store import open_cache
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.storage import UnsafeNameError, open_storage
+from pipeline.store.storage.local import LocalStorage
 
 UNSAFE = ("../x", "a/../../x", "/x", "a//x", "a/./x", "..", "a\0b")
 

@@ -13,8 +13,8 @@ from s3_server import s3_bucket
 
 from pipeline.store import lock, open_cache
 from pipeline.store.errors import LockedError
-from pipeline.store.local_storage import LocalStorage
 from pipeline.store.storage import open_storage
+from pipeline.store.storage.local import LocalStorage
 from pipeline.store.verify import problems
 
 

@@ -9,11 +9,11 @@ import zarr
 from pipeline.store import open_cache
 from pipeline.store.cache import create_cache
 from pipeline.store.errors import DamagedUnitError, LockedError, RunMismatchError
-from pipeline.store.lock import folder_lock
 from pipeline.store.manifest import UnitRow
 from pipeline.store.records.checks import RowDigests, check_records
 from pipeline.store.records.forms import FORMS
 from pipeline.store.storage import UNITS
+from pipeline.store.storage.lock import folder_lock
 from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.store.verify import problems
 from stages.protocols import ArrayField, BadSample

@@ -13,8 +13,9 @@ from ltrp_core.rankers import create_ranker
 from pipeline.console.progress import JsonLineProgress
 from pipeline.training.folder import DiskTrainingFolder
 from stages.train_ranker import RankerStep
+from stages.training.config import CURVE, TrainingConfig, schedule
 from stages.training.ddp import Ranks
-from stages.training.loop import _CURVE, StepBatch, Task, TrainingConfig, _schedule, fit
+from stages.training.loop import StepBatch, Task, fit
 
 QUIET = JsonLineProgress(every_s=1e9)
 ROWS = 1100
@@ -86,7 +87,7 @@ def test_the_learning_rate_of_every_step_is_the_formulas(sched, share, epochs, w
         epochs=epochs, base_lr=2.0, batch_size=256, min_lr=0.1, warmup_epochs=warmup, sched=sched
     )
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=config.lr)
-    schedule = _schedule(optimizer, config, steps, _CURVE)
+    schedule = schedule(optimizer, config, steps, CURVE)
     first = min(warmup, epochs / 4)
     for step in range(epochs * steps):
         schedule.step_update(step)

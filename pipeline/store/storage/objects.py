@@ -13,9 +13,9 @@ from pathlib import Path
 from ltrp_core.errors import RequestError
 from pipeline.faults import fault_point
 from pipeline.remote import explained, is_remote, remote_error
-from pipeline.store.lock import Lease, live_holder
 from pipeline.store.receipts import RECEIPT, Receipt
-from pipeline.store.storage import QUARANTINE, UNITS, Storage, check_inside
+from pipeline.store.storage.base import QUARANTINE, UNITS, Storage, check_inside
+from pipeline.store.storage.lock import Lease, live_holder
 
 
 class ObjectStorage(Storage):

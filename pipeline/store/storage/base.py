@@ -166,8 +166,8 @@ def open_storage(path: str | Path) -> Storage:
         RequestError: a URL of another scheme or with credentials, or its package is not installed.
     """
     # Each kind imports what it needs, and this file.
-    from pipeline.store.local_storage import LocalStorage
-    from pipeline.store.object_storage import ObjectStorage
+    from pipeline.store.storage.local import LocalStorage
+    from pipeline.store.storage.objects import ObjectStorage
 
     text = str(path)
     check_url("place", text)

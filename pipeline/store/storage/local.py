@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ltrp_core.regular_files import read_regular
 from pipeline.faults import fault_point
-from pipeline.store.lock import folder_holder, folder_lock
 from pipeline.store.receipts import RECEIPT, Receipt
-from pipeline.store.storage import QUARANTINE, UNITS, Storage, check_inside
+from pipeline.store.storage.base import QUARANTINE, UNITS, Storage, check_inside
+from pipeline.store.storage.lock import folder_holder, folder_lock
 
 ATTEMPTS = ".attempt"
 """Folder of unfinished attempts."""

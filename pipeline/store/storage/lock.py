@@ -19,7 +19,7 @@ from ltrp_core.parsing import parse_json_object
 from pipeline.store.errors import LockedError
 
 if TYPE_CHECKING:
-    from pipeline.store.storage import Storage
+    from pipeline.store.storage.base import Storage
 
 LOCK = ".lock"
 LEASE_S = 60.0
