@@ -20,7 +20,7 @@ def option(
     *,
     help: str,
     changes_numbers: bool = True,
-    absent_by_default: bool = False,
+    absent: Any = dataclasses.MISSING,
     names: Names | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -31,8 +31,8 @@ def option(
         default: omitted = the option is required.
         help: one line with unit and source, shown by `--help`.
         changes_numbers: whether the stage's output depends on it; then it is part of the run's id.
-        absent_by_default: whether the run's id lacks it at its default: what was made before there
-            was the option is then of the same run.
+        absent: of an option that came later, the value that says what was done before there was
+            it. A run's id lacks the option at this value, so older runs stay what they are.
         names: what a text may be: a table of names, or what returns one, looked at when it is used,
             so that a row that is added from outside is known.
         low: smallest allowed value, inclusive.
@@ -41,7 +41,7 @@ def option(
     metadata = {
         "help": help,
         "changes_numbers": changes_numbers,
-        "absent_by_default": absent_by_default,
+        "absent": absent,
         "names": names,
         "low": low,
         "high": high,
@@ -72,13 +72,19 @@ def check_ranges(config: Any) -> None:
         raise RequestError("; ".join(problems))
 
 
+def is_absent(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Returns whether a run's id lacks an option at a value: see `option`."""
+    absent = field.metadata.get("absent", dataclasses.MISSING)
+    return absent is not dataclasses.MISSING and bool(value == absent)
+
+
 def identity(config: Any) -> dict[str, Any]:
     """Returns the options of `config` that change a number, as plain JSON values."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         if field.metadata.get("changes_numbers", True):
             value = getattr(config, field.name)
-            if field.metadata.get("absent_by_default", False) and value == field.default:
+            if is_absent(field, value):
                 continue
             values[field.name] = list(value) if isinstance(value, tuple) else value
     return values

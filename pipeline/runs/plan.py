@@ -18,6 +18,7 @@ from pipeline.runs.state import (
     state_of_path,
     state_of_shards,
 )
+from stages.options import is_absent
 
 
 class Commands(Protocol):
@@ -129,7 +130,7 @@ def _numbers(section: Section, parsed: Mapping[str, Any]) -> dict[str, Any]:
     silent = set(_HOW_ONLY) | {"shards"}
     for kind in stage(section.command).config_types():
         for field in dataclasses.fields(kind):
-            later = field.metadata["absent_by_default"] and parsed.get(field.name) == field.default
+            later = is_absent(field, parsed.get(field.name))
             silent |= {field.name} if later or not field.metadata["changes_numbers"] else set()
     fed = {
         key.replace("-", "_")

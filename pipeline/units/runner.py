@@ -54,7 +54,7 @@ class UnitOptions:
     )
     image_ext: str = option(
         "",
-        absent_by_default=True,
+        absent="",
         help="of tars: the image of a sample is the member of this ending, e.g. jpg or left.png; "
         "empty: 0.jpg before 0.depth.png, common kinds before rare ones",
     )

@@ -87,10 +87,10 @@ def test_the_learning_rate_of_every_step_is_the_formulas(sched, share, epochs, w
         epochs=epochs, base_lr=2.0, batch_size=256, min_lr=0.1, warmup_epochs=warmup, sched=sched
     )
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=config.lr)
-    schedule = schedule(optimizer, config, steps, CURVE)
+    rates = schedule(optimizer, config, steps, CURVE)
     first = min(warmup, epochs / 4)
     for step in range(epochs * steps):
-        schedule.step_update(step)
+        rates.step_update(step)
         at = step / steps
         if at < first:
             expected = 2.0 * at / first
