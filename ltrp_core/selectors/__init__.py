@@ -3,7 +3,8 @@
 Start at `create_selector`. The rows are here; a method is one file beside this one.
 """
 
-from ltrp_core.selectors import baselines, ranker
+from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
+from ltrp_core.selectors.ranker import RANKER
 from ltrp_core.selectors.base import (
     ENTRY_POINTS,
     SELECTORS,
@@ -30,9 +31,9 @@ __all__ = [
 
 SELECTORS.update(
     {
-        "ranker": ranker.RANKER,
-        "random": baselines.RANDOM,
-        "center": baselines.CENTER,
-        "patch-variance": baselines.VARIANCE,
+        "ranker": RANKER,
+        "random": RANDOM,
+        "center": CENTER,
+        "patch-variance": VARIANCE,
     }
 )
