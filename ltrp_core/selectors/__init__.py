@@ -3,8 +3,6 @@
 Start at `create_selector`. The rows are here; a method is one file beside this one.
 """
 
-from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
-from ltrp_core.selectors.ranker import RANKER
 from ltrp_core.selectors.base import (
     ENTRY_POINTS,
     SELECTORS,
@@ -16,6 +14,8 @@ from ltrp_core.selectors.base import (
     selector_names,
     selector_spec,
 )
+from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
+from ltrp_core.selectors.ranker import RANKER
 
 __all__ = [
     "ENTRY_POINTS",
