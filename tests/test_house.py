@@ -55,7 +55,7 @@ def tree_of_the_map() -> dict[str, set[str]]:
             path = [*path[:depth], name[:-1]]
         folder = "/".join(path)
         words = rest if name.endswith("/") else line.strip()
-        found.setdefault(folder, set()).update(re.findall(r"[a-z_0-9]+", words.partition(" # ")[0]))
+        found.setdefault(folder, set()).update(re.findall(r"[a-z_0-9]+", words.partition("#")[0]))
     return found
 
 
@@ -67,3 +67,12 @@ def test_the_map_in_contributing_is_the_tree() -> None:
         if (folder / "__init__.py").is_file()
     }
     assert tree_of_the_map() == expected
+
+
+def test_the_changes_in_the_tour_are_the_patches_that_are_tried() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    shown = re.findall(r"```diff\n(.*?)```", page, re.S)
+    patches = [
+        (ROOT / "tests" / "patches" / f"{n}.patch").read_text() for n in ("loss", "selector")
+    ]
+    assert shown == patches
