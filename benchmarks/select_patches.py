@@ -33,7 +33,7 @@ def main() -> None:
     """Times both versions and prints the table."""
     parser = argparse.ArgumentParser(description="Times the selection; prints tables.")
     parser.add_argument("--quick", action="store_true", help="few images and runs")
-    parser.add_argument("--full", action="store_true", help="1024 patches an image as well")
+    parser.add_argument("--full", action="store_true", help="1024 patches per image as well")
     parser.add_argument("--only", choices=("stage", "share", "exact"), help="one of the tables")
     options = parser.parse_args()
 

@@ -239,7 +239,7 @@ def bench_epoch(
     folder: Path, shards: Sequence[Shard], device: torch.device, mae_name: str, scored: int
 ) -> None:
     """Times both ways in turns: a step from the cache, a step that scores first."""
-    print(f"\n## epoch: ViT-S sparse, n = 19, {mae_name} at 0.9, a record an image")
+    print(f"\n## epoch: ViT-S sparse, n = 19, {mae_name} at 0.9, a record per image")
     trainer = Trainer(RankerStep(create_ranker("vit_small")), device)
     batch = 256 if device.type == "cuda" else 32
     sources = {

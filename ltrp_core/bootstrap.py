@@ -22,7 +22,7 @@ def bootstrap_interval(
     selection, whatever `draws` is.
 
     Args:
-        values: (N,), one a image; nan = undefined for this image and left out, as in `mean`.
+        values: (N,), one per image; nan = undefined for this image and left out, as in `mean`.
         seed: of the resampling.
         draws: resamples, >= 1.
         level: share of the resamples' means inside the interval, within (0, 1).
@@ -75,7 +75,7 @@ def bootstrap_ratios(
     arrays = [numerators] if denominators is None else [numerators, denominators]
     if any(a.ndim != 2 or a.shape != numerators.shape or not np.isfinite(a).all() for a in arrays):
         raise RequestError(
-            "numerators and denominators must be finite (N, M), one row an image; got shapes "
+            "numerators and denominators must be finite (N, M), one row per image; got shapes "
             f"{[a.shape for a in arrays]}. Put 0 in both where a measure is undefined."
         )
     count, columns = numerators.shape
@@ -147,7 +147,7 @@ def _one_a_image(values: NDArray[np.float64] | Tensor) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or np.isinf(array).any():
         raise RequestError(
-            f"values must be (N,), one an image, and not infinite; got shape {array.shape}. "
+            f"values must be (N,), one per image, and not infinite; got shape {array.shape}. "
             "Pass one measure of an agreement."
         )
     return array

@@ -13,7 +13,7 @@ here is exact, and the result is the same bits on every run, device and batch co
   products and divisions only (libraries' own `log` and `exp` differ by an ulp between devices).
   It cannot underflow, so rho * delta orders far outliers as well.
 
-The rounding moves a value by at most half a step. Pixels normalised with the ImageNet mean and
+The rounding moves a value by at most half a step. Pixels normalized with the ImageNet mean and
 standard deviation are all below 4: half a step is 2^-14, 0.36 % of one 8-bit level, or less.
 """
 
@@ -60,7 +60,7 @@ def dpc_knn(points: Tensor, clusters: int, neighbors: int = 5) -> tuple[Tensor, 
     by index (the lower is denser) instead of by random noise, and distances are exact.
 
     Args:
-        points: (B, L, C) of a floating type, finite; for patches, their raw normalised pixels.
+        points: (B, L, C) of a floating type, finite; for patches, their raw normalized pixels.
         clusters: how many, 1 to L.
         neighbors: how many of the smallest distances make the density, 1 to L.
 

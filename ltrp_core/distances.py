@@ -30,7 +30,7 @@ _SSIM_K1, _SSIM_K2, _SSIM_SIGMA, _SSIM_WINDOW = 0.01, 0.03, 1.5, 11
 def l1(difference: Tensor) -> Tensor:
     """Returns mean |R - R_i| (...,) over the positions and values of `difference` (..., q, 3p²).
 
-    In the units of the network's output (normalised pixels). The paper's choice, Tab. 1c.
+    In the units of the network's output (normalized pixels). The paper's choice, Tab. 1c.
     """
     return difference.abs().mean(dim=(-2, -1))
 
@@ -52,7 +52,7 @@ def ssim(reference: Tensor, difference: Tensor) -> Tensor:
     mean over channels and the pixels whose window lies inside the image.
 
     Args:
-        reference: images (B, 3, H, W) in normalised units.
+        reference: images (B, 3, H, W) in normalized units.
         difference: (B, n, 3, H, W) in the same units; 0 where nothing changed.
     """
     std = reference.new_tensor(IMAGENET_STD).view(3, 1, 1)

@@ -16,7 +16,7 @@ def check_lists(scores: Tensor, targets: Tensor) -> None:
     if scores.ndim != 2 or scores.numel() == 0 or targets.shape != scores.shape:
         raise RequestError(
             f"scores and targets must both be (B, n), not empty; got {tuple(scores.shape)} and "
-            f"{tuple(targets.shape)}. Pass one row a list."
+            f"{tuple(targets.shape)}. Pass one row per list."
         )
     if targets.device != scores.device:
         raise RequestError(

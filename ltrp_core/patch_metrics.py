@@ -78,7 +78,7 @@ class PatchAgreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchSummary:
-    """One figure a measure over many images; nan where no image defines it."""
+    """One figure per measure over many images; nan where no image defines it."""
 
     precision: float
     recall: float

@@ -1,12 +1,12 @@
 """How well scores order the patches of a list as the targets do (method: Sec. 3.3, ours).
 
 Every metric takes lists `scores (B, n)` and `targets (B, n)`, finite, higher = matters more, and
-returns one value a list, float64 (B,), that no other list of the batch influences. A list for which
-a metric is undefined (the docstring says when; a list of one is constant) gives nan, never 0: leave
-it out of a mean with `nanmean` and say how many there were.
+returns one value per list, float64 (B,), that no other list of the batch influences. A list for
+which a metric is undefined (the docstring says when; a list of one is constant) gives nan, never 0:
+leave it out of a mean with `nanmean` and say how many there were.
 
 Order is counted, not computed: pairs, ranks and places are exact integers. The pairs need (n, n)
-numbers a list; long batches are cut into pieces of about 2.5 million pairs.
+numbers per list; long batches are cut into pieces of about 2.5 million pairs.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def label_repeatability(
 def _halves(num_partitions: int, groups: int | None) -> tuple[int, int]:
     """Returns where the second half starts and where it ends."""
     if groups is not None and groups < 1:
-        raise RequestError(f"groups must be ceil(L / n) partitions a round, >= 1; got {groups}")
+        raise RequestError(f"groups must be ceil(L / n) partitions per round, >= 1; got {groups}")
     num_rounds = num_partitions // (groups or 1)
     if num_rounds < 2:
         wanted = 2 * (groups or 1)

@@ -1,7 +1,7 @@
 """Leave-one-out pseudo-scores of the visible patches: Eq. (2), Tab. 1c, 1g.
 
 A score is the distance between the reconstruction R from all n visible patches and R_i from the
-others. n + 1 decoder passes a partition are almost all of the pipeline's cost, so this file takes
+others. n + 1 decoder passes per partition are almost all of the pipeline's cost, so this file takes
 every exact shortcut:
 
 - the removed token is absent instead of masked: sequences are one shorter, no attention mask;
@@ -222,7 +222,7 @@ def _shared_first_block(
 def _later_blocks(
     mae: MaskedAutoencoder, anchor: Tensor, left_out: Tensor, reads: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns the normed hidden states of the first `reads` tokens behind the last block."""
+    """Returns the normed hidden states of the first `reads` tokens after the last block."""
     *between, last = mae.decoder_blocks[1:] if len(mae.decoder_blocks) > 1 else mae.decoder_blocks
 
     def behind(tokens: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def select_patches(
     Args:
         scores: (B, L), finite, higher = matters more.
         keep: k, from 1 to L; see `num_kept`.
-        patches: (B, L, C), raw normalised pixels of every patch, on the device of `scores`. None:
+        patches: (B, L, C), raw normalized pixels of every patch, on the device of `scores`. None:
             there is nothing to cluster, so all k patches are taken by score.
         homogeneous: the share of k from homogeneous regions, 0 to 1. 0: by score alone.
 
@@ -147,7 +147,7 @@ def _representatives(clusters: Clusters, taken: Tensor, count: int) -> Tensor:
     sizes.scatter_add_(1, assignment, torch.ones_like(assignment))
     largest_first = sizes.argsort(dim=1, descending=True, stable=True)
     place = largest_first.argsort(dim=1).gather(1, assignment)
-    place.scatter_(1, taken, num_clusters)  # behind every cluster
+    place.scatter_(1, taken, num_clusters)  # after every cluster
 
     patch = squared_distance.argsort(dim=1, stable=True)
     patch = patch.gather(1, place.gather(1, patch).argsort(dim=1, stable=True))
@@ -172,7 +172,7 @@ def _check_scores(scores: Tensor, keep: int) -> None:
     """Raises RequestError unless `keep` of the scores can be ordered and taken."""
     if scores.ndim != 2:
         raise RequestError(
-            f"scores must be (B, L); got {tuple(scores.shape)}. Pass one row an image."
+            f"scores must be (B, L); got {tuple(scores.shape)}. Pass one row per image."
         )
     if not 1 <= keep <= scores.shape[1]:
         raise RequestError(

@@ -27,7 +27,7 @@ _SCALE = (0.2, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
 _EVAL_SHARE = 224 / 256
-"""Centre crop of 224 after the short side is resized to 256: the crop's share of the short side."""
+"""Center crop of 224 after the short side is resized to 256: the crop's share of the short side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ def make_view(crop: Crop, key: str, number: int, height: int, width: int, seed: 
     """Returns view `number` of a sample whose image is `height` x `width` px.
 
     Method: `train` is torchvision's random resized crop (scale 0.2-1, ratio 3/4-4/3, ten tries,
-    then the largest allowed centre crop) and a flip with p = 0.5. `eval` is the centre crop of
+    then the largest allowed center crop) and a flip with p = 0.5. `eval` is the center crop of
     224/256 of the short side, `resize` the whole image (its aspect is lost when it is rendered
     square), `none` the whole image too, which must have the model's size: see `check_size`. These
     are the same for every number.
@@ -121,7 +121,7 @@ def render_view(image: NDArray[np.uint8], view: View, size: int) -> Tensor:
 def render_mask(mask: NDArray[np.bool_], view: View, size: int) -> NDArray[np.bool_]:
     """Returns the annotation `mask` (H, W) through the same geometry: bool (size, size).
 
-    A pixel of the view is True where the source pixel under its centre is.
+    A pixel of the view is True where the source pixel under its center is.
     """
     rows = view.top + ((np.arange(size) + 0.5) * view.height / size).astype(np.int64)
     columns = view.left + ((np.arange(size) + 0.5) * view.width / size).astype(np.int64)
@@ -147,7 +147,7 @@ def normalize_patches(patches: Tensor) -> Tensor:
 
 
 def denormalize(images: Tensor) -> Tensor:
-    """Returns uint8 pixels of normalised float `images` (..., 3, H, W), clamped to 0 .. 255."""
+    """Returns uint8 pixels of normalized float `images` (..., 3, H, W), clamped to 0 .. 255."""
     mean = images.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = images.new_tensor(IMAGENET_STD).view(3, 1, 1)
     return ((images * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)

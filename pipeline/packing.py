@@ -68,8 +68,8 @@ def find_images(folder: Path) -> tuple[list[ImageFile], list[str]]:
     keys = image_keys(names)
     of_classes = [name.partition("/")[0] if "/" in name else None for name in names]
     strays = [name for name, found in zip(names, of_classes, strict=True) if found is None]
-    is_labelled = 2 * len(strays) < len(names)
-    classes = sorted({name for name in of_classes if name is not None}) if is_labelled else []
+    is_labeled = 2 * len(strays) < len(names)
+    classes = sorted({name for name in of_classes if name is not None}) if is_labeled else []
     for name in classes:
         if not is_text(name) or not name.isprintable():
             raise RequestError(
@@ -142,7 +142,7 @@ class TarSink:
 
 
 class PackFolder:
-    """The output folder of `pack`: `run.json`, `shards.json` (one stamp a shard), `classes.txt`."""
+    """The output folder of `pack`: run.json, shards.json (one stamp per shard) and classes.txt."""
 
     def __init__(self, folder: Path, files: Sequence[ImageFile]) -> None:
         self.folder = folder

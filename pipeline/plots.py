@@ -119,7 +119,7 @@ class _Line(NamedTuple):
 def plot_evaluation(
     rows: Sequence[EvaluationRow], folder: Path, name: str = "evaluation"
 ) -> list[Plot]:
-    """Writes one plot a metric, each source against the keep ratio, into `folder`.
+    """Writes one plot per metric, each source against the keep ratio, into `folder`.
 
     The bands are the 95 % bootstrap intervals of the selections as they are stored.
 
@@ -155,7 +155,7 @@ def plot_curves(
     """Writes the plots of one training run into `folder`: each figure, then the measures together.
 
     Args:
-        rows: one an epoch; a row need not hold every figure.
+        rows: one per epoch; a row need not hold every figure.
         folder: exists.
         name: begins the file names.
         ceiling: measure -> how well two draws of the teacher agree in it; a dotted line each for
@@ -212,7 +212,7 @@ def heat_map(scores: NDArray[Any], grid: int) -> NDArray[np.uint8]:
 
     Args:
         scores: (L,), L = grid * grid, finite, higher = matters more.
-        grid: patches a side.
+        grid: patches per side.
     """
     from matplotlib import colormaps
     from scipy.stats import rankdata

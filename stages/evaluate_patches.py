@@ -125,7 +125,7 @@ def run(
     progress: Progress,
     cached: CountCache | None = None,
 ) -> tuple[Evaluation, Summary]:
-    """Returns one row a group of categories, source and keep ratio, and the summary.
+    """Returns one row per group of categories, source and keep ratio, and the summary.
 
     A selection stands as `select` wrote it (best patches, then homogeneous ones), so it is there at
     its stored keep ratios only; every other source keeps its k best, at any ratio. `oracle` is the

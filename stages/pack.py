@@ -17,7 +17,7 @@ from stages.protocols import Progress, Summary
 class PackConfig:
     """Options of `pack`."""
 
-    shard_size: int = option(1000, low=1, help="images a shard")
+    shard_size: int = option(1000, low=1, help="images per shard")
     prefix: str = option("images", help="shards are named PREFIX-0000.tar, PREFIX-0001.tar, ...")
 
     def __post_init__(self) -> None:

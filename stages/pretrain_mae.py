@@ -32,7 +32,7 @@ class PretrainConfig(TrainingConfig):
     """Options of `pretrain-mae`."""
 
     model: str = option("mae_tiny", help="mae_tiny, mae_small, mae_base, mae_large or mae_huge")
-    views: int = option(1, low=1, help="views an image an epoch")
+    views: int = option(1, low=1, help="views per image and epoch")
     mask_ratio: tuple[float, ...] = option(
         (0.75, 0.9),
         low=0.0,

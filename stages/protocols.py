@@ -56,7 +56,7 @@ class Foreground:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayField:
-    """One array of a unit: its dtype, its shape behind the N samples, and an illegal fill value."""
+    """One array of a unit: its dtype, its shape after the N samples, and an illegal fill value."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -42,13 +42,13 @@ class ScoreConfig:
     partitions: int = option(
         0,
         low=0,
-        help="partitions a view; 0 = L / n rounded up (11 at 196 patches): of --sampler cover they "
-        "show every patch, of iid, the default, most",
+        help="partitions per view; 0 = L / n rounded up (11 at 196 patches): of --sampler cover "
+        "they show every patch, of iid, the default, most",
     )
     sampler: Sampler = option("iid", help="iid (the paper's) or cover (every patch equally often)")
     crop: Crop = option(
         "train",
-        help="train: random resized crop and flip; eval: centre crop; resize: all, squashed "
+        help="train: random resized crop and flip; eval: center crop; resize: all, squashed "
         "square; none: all, of the model's size already",
     )
     mask_ratio: float = option(0.9, help="share of masked patches (Tab. 1b)")

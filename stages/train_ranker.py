@@ -58,7 +58,7 @@ class TrainRankerConfig(TrainingConfig):
     records_per_image: int = option(
         1,
         low=0,
-        help="of an image's views x partitions an epoch shows so many, turn by turn; 0: all",
+        help="how many of an image's views x partitions an epoch shows, turn by turn; 0: all",
     )
     holdout: float = option(0.1, low=0.0, high=0.9, help="share kept for validation")
     holdout_by: Literal["auto", "unit", "image"] = option(

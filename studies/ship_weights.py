@@ -52,7 +52,7 @@ def ship(mae: Path | None, ranker: Path | None) -> None:
 
 
 def keep_curve(folder: Path, name: str) -> None:
-    """Copies the log of a training: a JSON line an epoch, options in front."""
+    """Copies the log of a training: a JSON line per epoch, options in front."""
     shutil.copyfile(folder / "curve.jsonl", LOGS / f"{name}.jsonl")
     shutil.copyfile(folder / "run.json", LOGS / f"{name}.run.json")
 

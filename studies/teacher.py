@@ -105,7 +105,7 @@ def reconstruct(mae: str, shards: Sequence[str], images: int, out: Path) -> None
 @click.option("--shards", multiple=True, required=True)
 @click.option("--out", required=True, type=PATH)
 def draw(mae: str, shards: Sequence[str], out: Path) -> None:
-    """Pictures of reconstructions: a row an image."""
+    """Pictures of reconstructions: a row per image."""
     model = load_mae(mae)
     keys, views = _views(shards, 12, model.config.image_size)
     out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _error(truth: torch.Tensor, filled: torch.Tensor, hidden: torch.Tensor) -> n
 
 @torch.no_grad()
 def _pictures(model: MaskedAutoencoder, keys: Sequence[str], views: torch.Tensor) -> np.ndarray:
-    """A row an image: photograph, 25 % visible, filled in; 10 % visible, filled in, and what
+    """A row per image: photograph, 25 % visible, filled in; 10 % visible, filled in, and what
     changes where the patch of the largest and of the smallest score is left out (four times)."""
     strips = []
     for row in range(len(keys)):

@@ -51,7 +51,7 @@ def approx_ndcg(
         targets: (B, n), finite, on the device of `scores`.
         temperature: t > 0, in units of the scores; as it goes to 0, ranks become those of sorting
             and gradients vanish.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, targets that are not finite, or t not above 0.
@@ -97,7 +97,7 @@ def lambda_loss(
         top: the NDCG of how many first places, from 1 to n; pairs behind them say nothing. None
             for all.
         mu: weight of delta, >= 0; 0 gives LambdaRank.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, targets that are not finite, sigma, top or mu out of
@@ -134,7 +134,7 @@ def plateau_listmle(
         targets: (B, n), finite, on the device of `scores`.
         noise: difference of targets that says nothing, in standard deviations of the list, >= 0.
             Above 3.5 hardly a pair is left; the loss is then near 0.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, targets that are not finite, or noise out of range.

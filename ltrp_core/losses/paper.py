@@ -1,8 +1,8 @@
 """Learning-to-rank losses between ranker scores and pseudo-scores (Sec. 3.3, Eq. 3, Tab. 1f).
 
 Every loss takes lists `scores (B, n)` and `targets (B, n)`, higher = matters more, and returns the
-mean over the B lists, a scalar >= 0; with `reduction="none"` one value a list, (B,), so that lists
-can be weighted exactly over micro-batches and ranks. No list influences the value of another.
+mean over the B lists, a scalar >= 0; with `reduction="none"` one value per list, (B,), so that
+lists can be weighted exactly over micro-batches and ranks. No list influences another's value.
 
 All compute in float32 (float64 where the scores are float64; half precision is upcast), so they may
 stand inside an autocast region. Values and gradients are finite for scores up to 1e4 in size and as
@@ -52,7 +52,7 @@ def listmle(
         generator: breaks ties of the targets at random; it may be on another device. None: the
             lower index comes first.
         top: places that count, from 1 to n; None for all.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, targets that are not finite, or top out of range.
@@ -87,7 +87,7 @@ def listnet(
         scores: (B, n), not checked for nan or inf.
         targets: (B, n), finite, on the device of `scores`.
         temperature: t > 0; lower puts more weight on the best patches.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, targets that are not finite, or t not above 0.
@@ -120,7 +120,7 @@ def ranknet(
         targets: (B, n), finite, on the device of `scores`.
         sigma: steepness, > 0.
         tie: pairs whose targets differ by at most this, in units of the targets, say nothing; >= 0.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, targets that are not finite, sigma or tie out of range.
@@ -146,7 +146,7 @@ def regression(scores: Tensor, targets: Tensor, *, reduction: Reduction = "mean"
     Args:
         scores: (B, n), not checked for nan or inf.
         targets: (B, n), finite, on the device of `scores`.
-        reduction: "mean" for a scalar, "none" for one value a list (B,).
+        reduction: "mean" for a scalar, "none" for one value per list (B,).
 
     Raises:
         RequestError: wrong or empty shapes, or targets that are not finite.

@@ -62,12 +62,12 @@ def load_mae(
         source: `mae_tiny` (weights that the package carries), a weights file, a folder that holds
             one, or `hf-hub:` and a repository id, which is downloaded into the cache of
             `huggingface_hub`.
-        normalized_target: what to do with weights that say they predict per-patch normalised
+        normalized_target: what to do with weights that say they predict per-patch normalized
             pixels, whose scores rank patches worse (Tab. 1i: 83.3 -> 75.7).
 
     Raises:
         CheckpointError: nothing there, unreadable, unsafe, without a decoder, of another model,
-            not finite, or trained on normalised pixels; one line with the file and the remedy.
+            not finite, or trained on normalized pixels; one line with the file and the remedy.
     """
     path = find_weights(locate(source))
     file = read_file(path)
@@ -154,17 +154,17 @@ def _check_target(
     args: Mapping[str, Any] | None,
     normalized_target: Literal["refuse", "warn"],
 ) -> None:
-    """Refuses or warns of weights that predict normalised pixels: Tab. 1i."""
+    """Refuses or warns of weights that predict normalized pixels: Tab. 1i."""
     why = "whose scores rank patches worse (Tab. 1i: 83.3 -> 75.7 % at keep ratio 0.5)"
     if target == "normalized":
-        message = f"{path} was trained to predict per-patch normalised pixels, {why}; "
+        message = f"{path} was trained to predict per-patch normalized pixels, {why}; "
         if normalized_target == "refuse":
             raise CheckpointError(message + where_to_get())
         warnings.warn(message + where_to_get(), stacklevel=3)
     elif target == "unknown" and args is None and "_full" in path.name:
         warnings.warn(
             f"{path} does not say what it predicts; the MAE authors' files called *_full predict "
-            f"per-patch normalised pixels, {why}; {where_to_get()}",
+            f"per-patch normalized pixels, {why}; {where_to_get()}",
             stacklevel=3,
         )
 

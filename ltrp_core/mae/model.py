@@ -68,7 +68,7 @@ class MaskedAutoencoder(nn.Module):
     """Encoder on the visible patches, decoder on all positions; see `MAEConfig` for the sizes.
 
     `config`, `grid` (g) and `patch_size` (p) are attributes. Images are float (B, 3, g*p, g*p),
-    normalised with the ImageNet mean and standard deviation; reconstructions are in the same units.
+    normalized with the ImageNet mean and standard deviation; reconstructions are in the same units.
     """
 
     def __init__(self, config: MAEConfig) -> None:
@@ -174,7 +174,7 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, images: Tensor, visible: Tensor) -> Tensor:
         """Returns the mean squared error over the masked patches, a scalar: H of Eq. (1).
 
-        The target is the raw (not per-patch normalised) pixels, as the method needs (Tab. 1i).
+        The target is the raw (not per-patch normalized) pixels, as the method needs (Tab. 1i).
         """
         predicted = self.decode(self.encode(images, visible), visible)
         squared = (predicted.float() - self.patchify(images)).square().mean(dim=-1)

@@ -1,4 +1,4 @@
-"""Ranking models: images in, one score a patch out, higher = matters more (Sec. 3.3, Tab. 1d, 1h).
+"""Ranking models: images in, one score per patch out, higher = matters more (Sec. 3.3, Tab. 1d).
 
 Two heads. `cls` is the released code's: one linear layer D -> L on the class token (or the pooled
 features), whose unit i scores position i. `token` is ours, not in the paper: one linear layer
@@ -181,7 +181,7 @@ def describe_ranker(ranker: Ranker) -> dict[str, Any]:
             "interpolation": "bicubic",
             "antialias": True,
         },
-        "output": "one score a patch, row-major, higher = matters more",
+        "output": "one score per patch, row-major, higher = matters more",
         "versions": _versions(),
     }
 

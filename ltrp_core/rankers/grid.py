@@ -53,7 +53,7 @@ def _is_map(found: Tensor, wanted: Tensor) -> bool:
 
 
 def _resize_rows(rows: Tensor, grid: int) -> Tensor:
-    """Returns `rows` (h * h, ...), one a patch, for a grid of g * g patches."""
+    """Returns `rows` (h * h, ...), one per patch, for a grid of g * g patches."""
     old = math.isqrt(len(rows))
     maps = rows.reshape(old, old, -1).permute(2, 0, 1).unsqueeze(0).float()
     resized = F.interpolate(maps, (grid, grid), mode="bicubic", antialias=True)

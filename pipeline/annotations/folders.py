@@ -1,4 +1,4 @@
-"""Annotations that are one file an image: found by sample key, told apart by content."""
+"""Annotations that are one file per image: found by sample key, told apart by content."""
 
 from __future__ import annotations
 

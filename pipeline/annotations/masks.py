@@ -1,4 +1,4 @@
-"""A folder of mask PNGs, one an image: what is not black is foreground."""
+"""A folder of mask PNGs, one per image: what is not black is foreground."""
 
 from __future__ import annotations
 

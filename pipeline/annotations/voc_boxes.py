@@ -1,4 +1,4 @@
-"""PASCAL VOC's boxes: one XML file an image. Objects marked difficult count like all others."""
+"""PASCAL VOC's boxes: one XML file per image. Objects marked difficult count like all others."""
 
 from __future__ import annotations
 

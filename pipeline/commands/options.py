@@ -145,7 +145,7 @@ unit_size_option = click.option(
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="images a unit, where --shards is a folder of images",
+    help="images per unit, where --shards is a folder of images",
 )
 selections_option = click.option(
     "--selections",
@@ -163,7 +163,7 @@ _workers = click.option(
     "--workers",
     default="auto",
     show_default=True,
-    help="Ray actors: a number, auto (one a GPU, else one a CPU), or 0 = no Ray, this process",
+    help="Ray actors: a number, auto (one per GPU, else one per CPU), or 0 = no Ray, this process",
 )
 ray_address_option = click.option("--ray-address", default=None, help="of a running Ray cluster")
 training_workers_option = click.option(
@@ -171,7 +171,7 @@ training_workers_option = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="processes that train together, one a GPU (Ray Train); 0 = this process, no Ray",
+    help="processes that train together, one per GPU (Ray Train); 0 = this process, no Ray",
 )
 _shard_timeout = click.option(
     "--shard-timeout",

@@ -110,7 +110,7 @@ def score(shards: tuple[str, ...], out: str, append_views: int | None, **options
     """Score patches into a cache.
 
     A frozen masked autoencoder reconstructs every image from sampled visible patches, and again
-    without each of them; the change is the patch's score. One unit a shard; complete ones are
+    without each of them; the change is the patch's score. One unit per shard; complete ones are
     left alone, so the same command goes on after an interruption.
 
     Example: ltrp-pipeline score --shards 'train-{0000..0146}.tar' --mae mae.pth --out cache

@@ -13,7 +13,7 @@ _EVERY_S = 0.5
 
 
 class RelayedProgress:
-    """A `Progress` that sends what its bars do, some times a second."""
+    """A `Progress` that sends what its bars do, some times per second."""
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         self._send = send

@@ -1,4 +1,4 @@
-"""The evaluation as one figure a group of categories: Fig. 5, with intervals."""
+"""The evaluation as one figure per group of categories: Fig. 5, with intervals."""
 
 from __future__ import annotations
 

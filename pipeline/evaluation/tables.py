@@ -22,7 +22,7 @@ _INTERVALS = "[ ]: 95 % bootstrap intervals over images"
 
 
 def format_table(rows: Sequence[EvaluationRow]) -> str:
-    """Returns the means over images as aligned text, one block a group and keep ratio."""
+    """Returns the means over images as aligned text, one block per group and keep ratio."""
     return "\n".join(
         line
         for group in _groups(rows)
@@ -31,7 +31,7 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
 
 
 def format_differences(rows: Sequence[DifferenceRow]) -> str:
-    """Returns the paired differences as aligned text, one block a selection and keep ratio.
+    """Returns the paired differences as aligned text, one block per selection and keep ratio.
 
     Those of the k best alone only where a selection is not stored; the files have all.
     """
@@ -45,7 +45,7 @@ def format_differences(rows: Sequence[DifferenceRow]) -> str:
 def write_tables(folder: Path, evaluation: Evaluation) -> None:
     """Writes the tables of an evaluation into `folder`, made if missing.
 
-    `evaluation` (one row a group of categories, keep ratio and source), `evaluation_differences`
+    `evaluation` (one row per group of categories, keep ratio and source), `evaluation_differences`
     (selections minus references, image by image) as .csv and .parquet, both together as
     `evaluation.txt` and `.md`, and `evaluation_images.parquet` (the same, of every image).
     """
@@ -94,7 +94,7 @@ def read_groups(folder: Path) -> list[str]:
 
 
 def _images(evaluation: Evaluation) -> pa.Table:
-    """Returns one row an image, group, source and keep ratio; names are dictionary-encoded."""
+    """Returns one row per image, group, source and keep ratio; names are dictionary-encoded."""
     names = list(evaluation.images)
     count = len(evaluation.keys)
     values = np.concatenate(list(evaluation.images.values()))

@@ -182,7 +182,7 @@ class TarReader:
                 self.choice.took(entry.name, waiting.name)
                 waiting = None
             if problem is None:
-                # What cannot be used as an image takes its key too: one row a key, not two.
+                # What cannot be used as an image takes its key too: one row per key, not two.
                 taken[key] = entry.name
                 without.pop(key, None)
                 problem = bad_content(entry)

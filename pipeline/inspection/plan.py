@@ -38,7 +38,7 @@ class Plan:
     records: int
     """(view, partition) pairs of all images"""
     passes: int
-    """Decoder passes: one a record and one more for each of its visible patches."""
+    """Decoder passes: one per record and one more for each of its visible patches."""
     encoder_passes: int
     """One a record; in the encoder phase as many as decoder passes"""
     device: str
@@ -144,7 +144,7 @@ def _bytes_of(shard: Shard, images: int) -> float:
 def _measured_size(
     blocks: Sequence[Arrays], scorer: UnitScorer, store: str, images: int, shards: int
 ) -> tuple[float, int]:
-    """Returns bytes a record and files a unit, of the trial's records written as a unit."""
+    """Returns bytes per record and files per unit, of the trial's records written as a unit."""
     rows = max(1, min(images // max(shards, 1), _ROWS_FOR_SIZE))
     form = FORMS[store]
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +188,7 @@ def format_plan(plan: Plan, *, workers: int = 64) -> str:
         lines.append(f"           {count:5} worker(s)  {_hours(hours / count)}")
         count *= 2
     lines.append(
-        f"output   {_size(plan.cache_bytes)} ({plan.record_bytes:.1f} bytes a record, "
+        f"output   {_size(plan.cache_bytes)} ({plan.record_bytes:.1f} bytes per record, "
         f"measured on the trial), {plan.objects} files"
     )
     if plan.free_bytes is not None:

@@ -41,7 +41,7 @@ class Comparison:
     largest: float = 0.0
     """Largest difference of a score, as a share of its record's largest score."""
     faults: list[str] = field(default_factory=list)
-    """One line a sample that is not what was stored."""
+    """One line per sample that is not what was stored."""
     notes: set[str] = field(default_factory=set)
     """What else must be known of the comparison."""
 

@@ -1,4 +1,4 @@
-"""The gallery: one card an image, and the lists that the slider draws from."""
+"""The gallery: one card per image, and the lists that the slider draws from."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _check_patches(image: GalleryImage, grid: int) -> None:
     for name, scores in image.scores.items():
         if scores.shape != (length,) or not np.isfinite(scores).all():
             raise RequestError(
-                f"{image.key!r}: {name} must be {length} finite scores, one a patch of the "
+                f"{image.key!r}: {name} must be {length} finite scores, one per patch of the "
                 f"{grid} x {grid} grid; got shape {scores.shape}"
             )
     for name, order in image.orders.items():

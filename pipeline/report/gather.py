@@ -238,7 +238,7 @@ def _cache_card(cache: Cache) -> RunCard:
         "units": len(rows),
         "images ok": sum(row.n_ok for row in rows),
         "images bad": sum(row.n_bad for row in rows),
-        "images/s a worker": images_per_second(cache.storage) or "-",
+        "images/s per worker": images_per_second(cache.storage) or "-",
         "bytes": sum(row.bytes for row in rows),
     }
     name = cache.url.rstrip("/").rsplit("/", 1)[-1]

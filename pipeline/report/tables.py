@@ -1,4 +1,4 @@
-"""The evaluation as the page shows it: one table a group of categories, one block a keep ratio."""
+"""The evaluation on the page: one table per group of categories, one block per keep ratio."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def evaluation_context(
 
 
 def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
-    """Returns one block a keep ratio, the best label-free figures of each marked."""
+    """Returns one block per keep ratio, the best label-free figures of each marked."""
     blocks = []
     for ratio in sorted({row.keep_ratio for row in rows}):
         own = [row for row in rows if row.keep_ratio == ratio]
@@ -89,7 +89,7 @@ def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
 
 
 def _differences(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Returns, of each selection as it is stored, its name and one block a keep ratio."""
+    """Returns, of each selection as it is stored, its name and one block per keep ratio."""
     own = {
         label: [row for row in rows if row.source == label]
         for label in labels_in(row.source for row in rows)
@@ -102,7 +102,7 @@ def _differences(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
 
 
 def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Returns one block a keep ratio: what a selection is better by."""
+    """Returns one block per keep ratio: what a selection is better by."""
     blocks: dict[float, dict[str, Any]] = {}
     for row in rows:
         empty = {"label": f"{100 * row.keep_ratio:g} %", "k": row.kept, "lines": []}

@@ -87,7 +87,7 @@ def read_manifest(storage: Storage) -> list[UnitRow]:
 
 
 def manifest_table(rows: Iterable[UnitRow]) -> pa.Table:
-    """Returns one row a unit, sorted by name; a pure function of the rows."""
+    """Returns one row per unit, sorted by name; a pure function of the rows."""
     return pa.Table.from_batches(_batches(rows), schema=SCHEMA)
 
 

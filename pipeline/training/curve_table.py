@@ -10,7 +10,7 @@ _ROWS = 12
 
 
 def format_curve(rows: Sequence[Mapping[str, float]]) -> str:
-    """Returns a text table: one row an epoch, or evenly spaced ones where there are many."""
+    """Returns a text table: one row per epoch, or evenly spaced ones where there are many."""
     if not rows:
         return ""
     names = ["epoch", "loss", "lr", *(name for name in MEASURES if name in rows[-1])]

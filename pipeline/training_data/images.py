@@ -29,7 +29,7 @@ from stages.protocols import BadSample, Progress, Sample
 
 _READY = "images-staged.json"
 _KEPT_BYTES = 256 << 20
-"""Of decoded images a process keeps: a small set is decoded once."""
+"""Of decoded images that a process keeps: a small set is decoded once."""
 
 
 class StagedImages:

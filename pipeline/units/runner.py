@@ -40,7 +40,7 @@ class UnitOptions:
     """Options of every stage that writes units."""
 
     store: Literal["zarr", "webdataset"] = option(
-        "zarr", help="form of the records: Zarr v3 arrays, or a WebDataset tar a unit"
+        "zarr", help="form of the records: Zarr v3 arrays, or a WebDataset tar per unit"
     )
     on_damage: OnDamage = option(
         "strict",
@@ -59,7 +59,10 @@ class UnitOptions:
         "empty: 0.jpg before 0.depth.png, common kinds before rare ones",
     )
     decode_threads: int = option(
-        0, low=0, help="decoding ahead of the model, a worker; 0 = one a CPU", changes_numbers=False
+        0,
+        low=0,
+        help="threads per worker that decode ahead of the model; 0 = one per CPU",
+        changes_numbers=False,
     )
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ class UnitOptions:
 
 @dataclass(kw_only=True, slots=True)
 class CacheRunner:
-    """Commits one unit a shard into the cache at `out`; complete ones are left alone."""
+    """Commits one unit per shard into the cache at `out`; complete ones are left alone."""
 
     out: str
     shards: Sequence[Shard]

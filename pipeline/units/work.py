@@ -45,7 +45,7 @@ class WorkSettings:
     fields: Mapping[str, ArrayField]
     on_damage: OnDamage
     decode_threads: int
-    """0 = one a CPU of the worker"""
+    """0 = one per CPU of the worker"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

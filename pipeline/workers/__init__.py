@@ -50,8 +50,8 @@ def open_pool(
     """Opens the pool behind `--workers`.
 
     Args:
-        workers: `0` = this process; `auto` = one Ray actor a GPU if there are any, else one a CPU
-            slot; `N` = that many of them; `gpu=2,cpu=8` = of both kinds. Capped by what there is.
+        workers: `0` = this process; `auto` = one Ray actor per GPU if there are any, else one per
+            CPU slot; `N` = that many; `gpu=2,cpu=8` = of both kinds. Capped by what there is.
         ray_address: of a cluster; None = RAY_ADDRESS if that is set, else a Ray of this process.
         item_timeout_s: until an actor that is still at one item is killed; an attempt.
         after_start: called once Ray runs: it puts in signal handlers of its own.

@@ -108,7 +108,7 @@ def plan_workers(
 def capped_note(request: WorkersRequest, plan: Plan) -> str | None:
     """Returns a sentence if there are fewer workers than asked."""
     if request.total is not None and plan.total < request.total:
-        why = "one a GPU (gpu=1,cpu=2 adds some on CPUs)" if plan.gpu else "one a CPU slot"
+        why = "one per GPU (gpu=1,cpu=2 adds some on CPUs)" if plan.gpu else "one per CPU slot"
         return f"{plan.total} worker(s), not {request.total}: {why}"
     if (request.gpu or 0) > plan.gpu or (request.cpu or 0) > plan.cpu:
         return f"--workers gpu={plan.gpu},cpu={plan.cpu}, not {request.text}: no more slots"

@@ -24,7 +24,7 @@ class TrainingConfig:
     """Options that both training stages have; the defaults are MAE's, which the paper follows."""
 
     epochs: int = option(400, low=1, help="passes over the images")
-    batch_size: int = option(256, low=1, help="views or records a step, over all workers")
+    batch_size: int = option(256, low=1, help="views or records per step, over all workers")
     base_lr: float = option(
         1.5e-4, low=0.0, help="learning rate for a batch of 256; scaled to the batch"
     )

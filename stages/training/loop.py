@@ -75,7 +75,7 @@ class Task:
 
 @dataclass(slots=True)
 class Trained:
-    """What came out: one row an epoch (loss, learning rate, measures), and two sets of weights."""
+    """What came out: one row per epoch (loss, learning rate, measures), and two sets of weights."""
 
     history: list[dict[str, float]]
     last: Mapping[str, Tensor]

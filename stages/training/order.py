@@ -48,7 +48,7 @@ class RecordOrder:
     records_per_sample: int
     """V * P"""
     seen_per_epoch: int
-    """Records of a sample an epoch shows, at most V * P"""
+    """Records of a sample that an epoch shows, at most V * P"""
     batch_size: int
     seed: int
     _window: tuple[tuple[int, int], Picks] | None = field(default=None, init=False)

@@ -3,7 +3,7 @@
 A head, two workers of one core each, an S3 server and a laptop, each in namespaces of its own
 (hosts.py). The laptop submits; code, images, weights and token travel as they would. What comes out
 is compared, byte for byte, with what one process makes without Ray. Needs root, iproute2, and the
-extras `cluster` and `test`. Prints one line a step, and the table of docs/cluster_test.md.
+extras `cluster` and `test`. Prints one line per step, and the table of docs/cluster_test.md.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def compare_speed(cluster: Cluster, rows: dict[str, str], options: argparse.Name
             found[workers].append(speed(cluster.events(cache)))
             say(f"{workers} worker(s): {found[workers][-1]:.3f} shards/s")
     one, two = (max(found[workers]) for workers in (1, 2))
-    rows["model, images a shard"] = f"MAE-B, {options.images}"
+    rows["model, images per shard"] = f"MAE-B, {options.images}"
     rows["shards/s, one worker"] = ", ".join(f"{value:.3f}" for value in found[1])
     rows["shards/s, two workers on two hosts"] = ", ".join(f"{value:.3f}" for value in found[2])
     rows["two workers against one, best of each"] = f"{two / one:.2f}"

@@ -308,7 +308,7 @@ def test_ratios_of_nothing_are_undefined_and_infinite_values_are_refused() -> No
     assert np.isnan(bootstrap_ratios(np.zeros((0, 2)), seed=0, draws=9)).all()
     with pytest.raises(RequestError, match="Put 0 in both"):
         bootstrap_ratios(np.full((5, 1), np.nan), seed=0)
-    with pytest.raises(RequestError, match="one row an image"):
+    with pytest.raises(RequestError, match="one row per image"):
         bootstrap_ratios(np.zeros((5, 1)), np.zeros((5, 2)), seed=0)
     with pytest.raises(RequestError, match="draws must be"):
         bootstrap_ratios(np.zeros((5, 1)), seed=0, draws=0)

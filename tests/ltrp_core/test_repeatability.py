@@ -18,7 +18,7 @@ from ltrp_core.repeatability import label_repeatability, mean_map
 from oracles import repeatability as oracle
 
 LENGTH = 49
-MASK_RATIO = 0.8  # 9 of 49 visible, 6 partitions a round, the last topped up
+MASK_RATIO = 0.8  # 9 of 49 visible, 6 partitions per round, the last topped up
 
 
 def _draw(

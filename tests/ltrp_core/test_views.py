@@ -50,7 +50,7 @@ def test_an_image_too_narrow_for_the_ratios_gives_its_largest_allowed_crop():
     assert (view.height, view.width) == (10, 13)
 
 
-def test_the_evaluation_view_is_the_centre_crop():
+def test_the_evaluation_view_is_the_center_crop():
     assert make_view("eval", "k", 5, 256, 256, 1) == View(top=16, left=16, height=224, width=224)
     assert make_view("eval", "k", 0, 512, 768, 0) == View(top=32, left=160, height=448, width=448)
 
@@ -89,7 +89,7 @@ def test_a_mask_at_the_views_own_size_is_the_crop_itself():
     assert np.array_equal(render_mask(mask, view, 48), mask[5:53, 9:57])
 
 
-def test_normalisation_is_undone():
+def test_normalization_is_undone():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 2, 1)
     assert torch.equal(denormalize(normalize(pixels)), pixels)
 

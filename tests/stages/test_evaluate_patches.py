@@ -17,7 +17,7 @@ RATIOS = (0.25, 0.5)
 
 
 class Selections:
-    """Three images of 32 x 32 px, seen whole; random scores. In one unit, or one a unit."""
+    """Three images of 32 x 32 px, seen whole; random scores. In one unit, or one per unit."""
 
     run = {"keep_ratio": list(RATIOS), "image_size": 32, "patch_size": 8}  # noqa: RUF012
 

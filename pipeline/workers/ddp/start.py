@@ -68,7 +68,7 @@ def train_on_ranks(
         work: picklable; called again from the start, on all ranks, after one was lost.
         ray_address: of a cluster; None = RAY_ADDRESS if that is set, else a Ray of this process.
         name: of the run, in Ray's logs and dashboard.
-        device: `cpu`, `cuda` (a GPU a rank), or `auto`: `cuda` if Ray has any.
+        device: `cpu`, `cuda` (a GPU per rank), or `auto`: `cuda` if Ray has any.
         max_failures: how often lost ranks are replaced.
         collective_timeout_s: how long ranks wait for one that stands still.
         scratch: where Ray Train's own files are kept while it runs; None = the system's choice.

@@ -211,20 +211,20 @@ def test_weights_trained_on_normalized_pixels_are_refused_or_warned_of(
 ) -> None:
     args = argparse.Namespace(norm_pix_loss=True)
     path = _write_pth(tmp_path / "x.pth", state, args=args)
-    assert_refused(path, "normalised pixels", "83.3 -> 75.7", "mae_visualize_vit_base.pth")
-    with pytest.warns(UserWarning, match="normalised pixels") as caught:
+    assert_refused(path, "normalized pixels", "83.3 -> 75.7", "mae_visualize_vit_base.pth")
+    with pytest.warns(UserWarning, match="normalized pixels") as caught:
         loaded = load_mae(path, normalized_target="warn")
     assert caught[0].filename == __file__
     assert_equal(loaded, mae.state_dict())
     assert loaded.source.target == "normalized"
     # Converting does not launder: the copy says what the original was.
     save_mae(loaded, tmp_path / "copy.safetensors")
-    assert_refused(tmp_path / "copy.safetensors", "normalised pixels")
+    assert_refused(tmp_path / "copy.safetensors", "normalized pixels")
 
 
 def test_a_file_called_full_that_says_nothing_is_warned_of(state: State, tmp_path: Path) -> None:
     path = _write_pth(tmp_path / "mae_pretrain_vit_base_full.pth", state)
-    with pytest.warns(UserWarning, match="_full predict per-patch normalised pixels"):
+    with pytest.warns(UserWarning, match="_full predict per-patch normalized pixels"):
         assert load_mae(path).source.target == "unknown"
 
 

@@ -188,7 +188,7 @@ def test_normalized_pixels_in_config_json_are_refused(
     vit_mae: Any, hub_state: State, tmp_path: Path
 ) -> None:
     folder = _write_hub(tmp_path, vit_mae, hub_state, norm_pix_loss=True)
-    assert_refused(folder, "model.safetensors", "normalised pixels", "83.3 -> 75.7")
+    assert_refused(folder, "model.safetensors", "normalized pixels", "83.3 -> 75.7")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class TestMaskedAutoencoders:
         header = {"format": "ltrp-mae", "config": json.dumps(dataclasses.asdict(TINY_MAE))}
         state = {key: value.clone() for key, value in mae.state_dict().items()}
         save_file(state, tmp_path / "x.safetensors", {**header, "target": "normalized"})
-        with pytest.raises(CheckpointError, match="normalised pixels"):
+        with pytest.raises(CheckpointError, match="normalized pixels"):
             load_mae(tmp_path / "x.safetensors")
         assert initialize_ranker(_make(), tmp_path / "x.safetensors").kind == "mae"
 

@@ -1,4 +1,4 @@
-"""Annotations that are a file an image: PASCAL VOC, ADE20K and masks."""
+"""Annotations that are a file per image: PASCAL VOC, ADE20K and masks."""
 
 import os
 import struct

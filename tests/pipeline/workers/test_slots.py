@@ -58,8 +58,8 @@ def test_workers_share_the_cpus_there_are(text, machines, shapes):
 @pytest.mark.parametrize(
     ("text", "machines", "shapes", "note"),
     [
-        ("500", [(2, 0)], [(cpu(1), 2)], "2 worker(s), not 500: one a CPU slot"),
-        ("4", [(8, 1)], [(gpu(8), 1)], "1 worker(s), not 4: one a GPU (gpu=1,cpu=2 adds"),
+        ("500", [(2, 0)], [(cpu(1), 2)], "2 worker(s), not 500: one per CPU slot"),
+        ("4", [(8, 1)], [(gpu(8), 1)], "1 worker(s), not 4: one per GPU (gpu=1,cpu=2 adds"),
         ("gpu=4,cpu=9", [(8, 2)], [(gpu(1), 2), (cpu(1), 6)], "gpu=2,cpu=6, not gpu=4,cpu=9"),
     ],
 )
