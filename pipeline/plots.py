@@ -121,7 +121,8 @@ def plot_evaluation(
 ) -> list[Plot]:
     """Writes one plot per metric, each source against the keep ratio, into `folder`.
 
-    The bands are the 95 % bootstrap intervals of the selections as they are stored.
+    The band is the 95 % bootstrap interval of the first selection. Where there are several, their k
+    best alone have no line.
 
     Args:
         rows: of one group of categories.
@@ -231,12 +232,16 @@ def heat_scale(steps: int = 9) -> list[str]:
 
 
 def _source_lines(rows: Sequence[EvaluationRow], metric: str) -> Iterator[_Line]:
-    for source, style in styles_of(row.source for row in rows).items():
+    styles = styles_of(row.source for row in rows)
+    labels = labels_in(styles)
+    for source, style in styles.items():
+        if len(labels) > 1 and source not in labels and is_selection(source):
+            continue  # with several selections each has one line; the tables have all
         own = sorted((r for r in rows if r.source == source), key=lambda r: r.keep_ratio)
         points = [(100 * row.keep_ratio, row[metric]) for row in own]
         points = [point for point in points if math.isfinite(point[1])]
         band = None
-        if is_selection(source) and source == label_of(source):
+        if source in labels[:1]:
             ends = [(r[f"{metric}_low"], r[f"{metric}_high"]) for r in own]
             is_whole = len(points) == len(own) and all(map(math.isfinite, sum(ends, ())))
             band = ends if is_whole else None
@@ -345,7 +350,8 @@ def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
     drawn = [line for line in lines if line.points]
     low, high = axes.get_ylim()
     ends = [(line.points[-1][1] - low) / (high - low) for line in drawn]
-    for line, end, place in zip(drawn, ends, _moved_apart(ends, gap=0.075), strict=True):
+    gap = min(0.075, 1.0 / max(len(drawn) - 1, 1))
+    for line, end, place in zip(drawn, ends, _moved_apart(ends, gap), strict=True):
         x = (line.points[-1][0] - axes.get_xlim()[0]) / (axes.get_xlim()[1] - axes.get_xlim()[0])
         color = getattr(line.style, theme)
         axes.annotate(
@@ -359,14 +365,22 @@ def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
             parse_math=False,
             annotation_clip=False,
             weight="bold" if line.style.width > 1.5 else "normal",
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
         )
 
 
 def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
     """Returns the places in the same order, at least `gap` apart, moved as little as possible.
 
-    Least squares by pooling: labels that would overlap become a block around their own mean.
+    Least squares by pooling: labels that would overlap become a block around their own mean, then
+    moved between 0 and 1 as a whole.
     """
     order = sorted(range(len(places)), key=places.__getitem__)
     blocks: list[list[float]] = []
@@ -378,5 +392,6 @@ def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
     moved = list(places)
     for rank, index in enumerate(order):
         moved[index] = level[rank] + gap * rank
-    lift = max(0.0, -min(moved))  # Below the axis stand its numbers.
+    # Below the axis stand its numbers, above the figure ends.
+    lift = max(0.0, -min(moved)) - max(0.0, max(moved) - 1.0)
     return [place + lift for place in moved]

@@ -50,7 +50,7 @@ _SHORTHANDS = ("ranker", "teacher", "baseline", "selector")
 class SelectConfig:
     """Options of `select`."""
 
-    selector: str = option("", names=names, help="what chooses the patches", changes_numbers=False)
+    selector: str = option("", names=names, absent="", help="what chooses the patches")
     weights: str = option(
         "",
         help="of --selector, where it has any: a file, a folder, hf-hub:ID",
@@ -71,7 +71,6 @@ class SelectConfig:
     baseline: str = option(
         "",
         help="short for --selector, of those without weights: random, center, patch-variance",
-        changes_numbers=False,
     )
     keep_ratio: tuple[float, ...] = option(
         (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"
@@ -327,7 +326,7 @@ def run(
     selector = open_selector(config, open_teacher, "cpu")
     begun = units.begun()
     selected_by = {
-        **identity(config),
+        **{name: value for name, value in identity(config).items() if name not in _SHORTHANDS},
         "image_size": selector.image_size,
         "patch_size": selector.patch_size,
         **made_by,

@@ -2,9 +2,11 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from command_line import one_line_error, run
+from PIL import Image
 
 from pipeline.runs.config import read_config, recipes
 from pipeline.store import open_cache
@@ -155,3 +157,41 @@ def test_an_address_reaches_every_stage_that_works_on_clusters(config):
     lines = [line.split() for line in out.splitlines() if line.startswith("  ltrp-pipeline")]
     given = {line[1] for line in lines if "head:6379" in line}
     assert given == {"score", "train-ranker", "select"}
+
+
+def test_every_selector_selects_into_a_folder_of_its_own_and_all_are_compared(shards, tmp_path):
+    sizes = {"image-size": 48, "patch-size": 8, "workers": 0}
+    document = {
+        "out": str(tmp_path / "run"),
+        "shards": str(shards),
+        "stages": {
+            "center": {"command": "select", "baseline": "center", **sizes},
+            "random": {"command": "select", "baseline": "random", **sizes},
+            "variance": {"command": "select", "selector": "patch-variance", **sizes},
+            "evaluate-patches": {
+                "selections": ["$center", "$random", "$variance"],
+                "label": ["middle", "chance", "texture"],
+                "annotations": str(tmp_path / "masks"),
+                "bootstrap-draws": 10,
+            },
+        },
+    }
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((150, 180), np.uint8)
+    mask[30:90, 60:140] = 255
+    for key in ("cat_0", "coffee_1"):
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{key}.png")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    table, _ = run("run", path)
+    folders = {(tmp_path / "run" / name).resolve().name for name in document["stages"]}
+    assert len(folders) == 4
+    for label in ("middle", "chance", "texture"):
+        assert f"{label} minus each reference" in table
+    assert set(states(path).values()) == {"complete"}
+    assert states(path, "--dry-run", "--set", "random.seed=1") == {
+        "center": "complete",
+        "random": "to do",
+        "variance": "complete",
+        "evaluate-patches": "to do",
+    }

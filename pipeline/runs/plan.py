@@ -47,9 +47,12 @@ _HOW_ONLY = frozenset({"out", "workers", "ray_address", "shard_timeout"})
 """Parameters of commands that change no number, beside those that configs say of themselves."""
 _PATHS = frozenset(
     {"mae", "ranker", "annotations", "cache", "maps", "teacher", "images", "init", "init_from"}
+    | {"weights"}
     | {"selections", "evaluation", "training", "ranking", "first", "second"}
 )
 """A path changes no number, but what lies there does. A name (`--ranker vit_tiny`) is as good."""
+_LATER = frozenset({"label"})
+"""Parameters that are in no config and came later: those of older runs are as if not given."""
 
 
 @dataclass(slots=True)
@@ -139,7 +142,7 @@ def _numbers(section: Section, parsed: Mapping[str, Any]) -> dict[str, Any]:
     }
     values: dict[str, Any] = {}
     for name, value in parsed.items():
-        if name in fed or value is None:
+        if name in fed or value is None or (name in _LATER and not value):
             continue
         if name in _PATHS and value != "":
             paths = value if isinstance(value, tuple) else (value,)

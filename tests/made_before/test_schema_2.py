@@ -7,14 +7,17 @@ its second epoch, the curve that it had in the end, and the identities of defaul
 
 import dataclasses
 import json
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from ltrp_core.errors import RequestError
 from ltrp_core.rankers import models
+from pipeline.commands.whole_runs import run
 from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
 from pipeline.store import open_cache
@@ -138,3 +141,17 @@ def test_a_killed_training_goes_on_to_the_end_it_had(made, monkeypatch):
     changed = dataclasses.replace(config, epochs=5)
     with pytest.raises(RequestError, match="holds the output of another run"):
         run_train_ranker(changed, inputs, made / "training", QUIET, RunOptions())
+
+
+def test_whole_runs_find_the_folders_they_made(made):
+    """Options that came later are not in the fingerprint of a run that does not give them."""
+    changes = ("--set", "shards=one.tar", "--set", "score.mae=mae_tiny")
+    result = CliRunner().invoke(run, ["laptop", "--dry-run", *changes])
+    assert re.findall(r": to do: run/([a-z-]+-[0-9a-f]{8})$", result.output, re.M) == [
+        "pretrain-mae-46a2fd55",
+        "score-bfb9e6c4",
+        "teacher-b28482fe",
+        "train-ranker-bd2e23f7",
+        "select-04286d2c",
+        "report-5e4fb76d",
+    ]
