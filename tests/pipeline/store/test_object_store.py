@@ -11,9 +11,9 @@ import pytest
 from command_line import PROGRAM, one_line_error, run
 from s3_server import s3_bucket
 
-from pipeline.store import lock, open_cache
+from pipeline.store import open_cache
 from pipeline.store.errors import LockedError
-from pipeline.store.storage import open_storage
+from pipeline.store.storage import lock, open_storage
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.verify import problems
 
