@@ -48,7 +48,7 @@ from stages import score as score_stage
 from stages.records import recorded_view
 from stages.score import ScoreConfig, UnitScorer
 from stages.train_ranker import RankerStep
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.loading import Loader
 from stages.training.loop import StepBatch
 from stages.training.order import RecordOrder
@@ -119,7 +119,7 @@ def steps_of(records: StagedRecords, batch: int, *, per_image: int) -> RankingSt
     samples = np.arange(int(records.starts[-1]))
     per_sample = records.run.records
     order = RecordOrder(len(samples), per_sample, min(per_image, per_sample), batch, 0)
-    return RankingSteps(records, samples, order, Ranks(), 1, False)
+    return RankingSteps(records, samples, order, Processes(), 1, False)
 
 
 def endless(loader: Loader) -> Iterator[StepBatch]:

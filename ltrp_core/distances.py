@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ltrp_core.precision import float32_kept
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
 _SMALLEST_MSE = 1e-20
 """-PSNR of two equal images would be minus infinity; this floor makes it -200 dB."""

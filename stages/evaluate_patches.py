@@ -152,7 +152,9 @@ def run(
         for unit in first.units:
             arrays = sources.read(unit)
             counts = {
-                name: unit_counts(unit, arrays[sources.label], first.run, annotations, name, cached)
+                name: unit_counts(
+                    unit, arrays[sources.label], sources.run, annotations, name, cached
+                )
                 for name in config.categories
             }
             found.join(unit, arrays[sources.label], counts[config.categories[0]])

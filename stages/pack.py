@@ -37,19 +37,25 @@ class ImageFile:
 class ShardSink(Protocol):
     """Where shards go."""
 
-    def write(self, name: str, files: Sequence[ImageFile]) -> Mapping[str, str | int]: ...
+    def write(self, name: str, files: Sequence[ImageFile]) -> Mapping[str, str | int]:
+        """Writes one shard; returns its stamp: name, size, sha256 and such."""
+        ...
 
 
 class PackIndex(Protocol):
     """The list of shards written so far; it refuses a folder that another run wrote."""
 
-    def open(self, identity: Mapping[str, object]) -> Mapping[str, Mapping[str, str | int]]: ...
+    def open(self, identity: Mapping[str, object]) -> Mapping[str, Mapping[str, str | int]]:
+        """Returns the stamps of the shards that are there, by name."""
+        ...
 
     def check(self, name: str, files: Sequence[ImageFile]) -> None:
         """Raises if a shard that is there does not hold these images as they are now."""
         ...
 
-    def add(self, name: str, stamp: Mapping[str, str | int]) -> None: ...
+    def add(self, name: str, stamp: Mapping[str, str | int]) -> None:
+        """Adds a shard that was written."""
+        ...
 
 
 def run(

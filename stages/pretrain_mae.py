@@ -18,7 +18,7 @@ from stages.devices import resolve_device
 from stages.options import option
 from stages.protocols import Images, Progress, Summary, TrainingFolder
 from stages.training.config import TrainingConfig
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.held_out_images import HeldOutImages
 from stages.training.hold_out import split_by_hash
 from stages.training.loading import Loader
@@ -53,7 +53,7 @@ def run(
     images: Images,
     folder: TrainingFolder,
     progress: Progress,
-    ranks: Ranks | None = None,
+    ranks: Processes | None = None,
     device: str = "",
     loader_processes: int = 0,
 ) -> tuple[MaskedAutoencoder, Summary]:
@@ -69,7 +69,7 @@ def run(
         RequestError: unknown model, ratio without visible patch, or no image left to train on.
     """
     started = time.monotonic()
-    ranks = ranks or Ranks()
+    ranks = ranks or Processes()
     target = resolve_device(device or config.device)
     mae = make_mae(config)
     train, held_out = split_by_hash(images.keys, config.holdout, config.seed)
@@ -123,7 +123,11 @@ def make_mae(config: PretrainConfig) -> MaskedAutoencoder:
 
 
 def _steps(
-    config: PretrainConfig, images: Images, rows: np.ndarray, mae: MaskedAutoencoder, ranks: Ranks
+    config: PretrainConfig,
+    images: Images,
+    rows: np.ndarray,
+    mae: MaskedAutoencoder,
+    ranks: Processes,
 ) -> PretrainingSteps:
     order = RecordOrder(
         num_samples=len(rows),

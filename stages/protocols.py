@@ -177,7 +177,9 @@ class Records(Protocol):
         ...
 
     @property
-    def units(self) -> Sequence[str]: ...
+    def units(self) -> Sequence[str]:
+        """Names of all units."""
+        ...
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -190,7 +192,9 @@ class Records(Protocol):
         ...
 
     @property
-    def has_whole_views(self) -> bool: ...
+    def has_whole_views(self) -> bool:
+        """Whether every patch of a view can be had."""
+        ...
 
     def lists(
         self, sample: NDArray[np.int64], record: NDArray[np.int64]
@@ -213,12 +217,18 @@ class CacheReader(Protocol):
     """A finished cache."""
 
     @property
-    def run(self) -> Mapping[str, Any]: ...
+    def run(self) -> Mapping[str, Any]:
+        """Identity of the run, as run.json has it: see `stages.types`."""
+        ...
 
     @property
-    def units(self) -> Sequence[str]: ...
+    def units(self) -> Sequence[str]:
+        """Names of all complete units."""
+        ...
 
-    def read(self, unit: str, names: Collection[str] | None = None) -> Arrays: ...
+    def read(self, unit: str, names: Collection[str] | None = None) -> Arrays:
+        """Returns the arrays of a unit, or those of `names`; always with `key`."""
+        ...
 
 
 class Annotations(Protocol):
@@ -261,13 +271,17 @@ class CountCache(Protocol):
         """Returns what `put` was given for the same unit and the same annotations, if anything."""
         ...
 
-    def put(self, unit: str, categories: str, counts: Arrays) -> None: ...
+    def put(self, unit: str, categories: str, counts: Arrays) -> None:
+        """Keeps the counts of a unit."""
+        ...
 
 
 class TrainingFolder(Protocol):
     """Where a training stage leaves its checkpoints and curves; it refuses another run's folder."""
 
-    def open(self, identity: Mapping[str, Any]) -> None: ...
+    def open(self, identity: Mapping[str, Any]) -> None:
+        """Claims the folder for a run, or refuses: another run is there."""
+        ...
 
     def resume(self) -> Mapping[str, Any] | None:
         """Returns the state of the last checkpoint that is whole, or None at the start."""
@@ -293,10 +307,14 @@ class TrainingFolder(Protocol):
 class Bar(Protocol):
     """One piece of long work on the screen."""
 
-    def advance(self, amount: int = 1, **facts: float | str) -> None: ...
+    def advance(self, amount: int = 1, **facts: float | str) -> None:
+        """Adds what was done, and facts to show beside it."""
+        ...
 
 
 class Progress(Protocol):
     """A bar on a terminal, a JSON line now and then otherwise."""
 
-    def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Bar]: ...
+    def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Opens a bar; `unit` is what there are `total` of."""
+        ...

@@ -19,7 +19,7 @@ from stages.devices import resolve_device
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
 from stages.training.config import TrainingConfig
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.hold_out import HoldOut, Split, split_samples
 from stages.training.loading import Loader
 from stages.training.loop import Task, Trained, fit
@@ -101,7 +101,7 @@ def run(
     maps: Records | None,
     folder: TrainingFolder,
     progress: Progress,
-    ranks: Ranks | None = None,
+    ranks: Processes | None = None,
     device: str = "",
     loader_processes: int = 0,
 ) -> TrainedRanker:
@@ -120,14 +120,14 @@ def run(
         RequestError: unknown ranker, or nothing to train on.
     """
     started = time.monotonic()
-    ranks = ranks or Ranks()
+    ranks = ranks or Processes()
     target = resolve_device(device or config.device)
     split = split_samples(records, config.holdout, config.holdout_by, config.seed)
     ranker, started_from = _make_ranker(config, records, ranks)
     notes = [*split.notes, *([started_from.summary()] if started_from else [])]
     check_whole_views(ranker, records)
     step = RankerStep(ranker).to(target)
-    held_out = HoldOut.make(config, records, maps, split, ranks)
+    held_out = _hold_out(config, records, maps, split, ranks)
     notes += held_out.notes
     steps = _steps(config, records, split.train, ranks, whole=not ranker.sparse_input)
     loader = Loader(steps, config.epochs, processes=loader_processes, pin=target.type == "cuda")
@@ -153,6 +153,23 @@ def run(
         started_from=started_from,
         notes=notes + trained.notes,
         summary=summary,
+    )
+
+
+def _hold_out(
+    config: TrainRankerConfig,
+    records: Records,
+    maps: Records | None,
+    split: Split,
+    ranks: Processes,
+) -> HoldOut:
+    return HoldOut.make(
+        records,
+        maps,
+        split,
+        ranks,
+        most_records=config.validation_records,
+        most_maps=config.validation_maps,
     )
 
 
@@ -246,7 +263,7 @@ def check_whole_views(ranker: Ranker, records: Records) -> None:
 
 
 def _make_ranker(
-    config: TrainRankerConfig, records: Records, ranks: Ranks
+    config: TrainRankerConfig, records: Records, ranks: Processes
 ) -> tuple[Ranker, InitReport | None]:
     torch.manual_seed(config.seed)
     ranker = _create(config, records.run)
@@ -255,7 +272,7 @@ def _make_ranker(
         return ranker, None
     report = initialize_ranker(ranker, source)
     option = "--init" if config.init else "--init-from"
-    first = ranks.share(report.sha256)
+    first = ranks.broadcast_object(report.sha256)
     check_same_weights(option, source, report.sha256, first, "on the first worker's machine")
     return ranker, report
 
@@ -273,7 +290,7 @@ def _create(config: TrainRankerConfig, cache: ScoreRun) -> Ranker:
 
 
 def _steps(
-    config: TrainRankerConfig, records: Records, samples: Any, ranks: Ranks, *, whole: bool
+    config: TrainRankerConfig, records: Records, samples: Any, ranks: Processes, *, whole: bool
 ) -> RankingSteps:
     per_sample = records.run.records
     order = RecordOrder(

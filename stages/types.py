@@ -14,7 +14,7 @@ LABELS = {"patch-variance": "patch variance"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Grid:
+class ViewSizes:
     """Sizes of the views, in pixels."""
 
     image_size: int
@@ -77,7 +77,7 @@ def _value(kind: Any, name: str, found: Any, where: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreRun(_Grid):
+class ScoreRun(ViewSizes):
     """A run of `score`: see `stages.score.ScoreConfig` for what its options mean."""
 
     views: int
@@ -98,7 +98,7 @@ class ScoreRun(_Grid):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SelectRun(_Grid):
+class SelectRun(ViewSizes):
     """A run of `select`: by which selector, and under which name its scores are stored."""
 
     keep_ratio: tuple[float, ...]

@@ -173,6 +173,7 @@ TARGETS: dict[object, Target] = {
 
 
 def require_decoder(path: Path, state: Iterable[str]) -> None:
+    """Raises CheckpointError if the keys of a state are an encoder's alone."""
     if any(key == "mask_token" or key.startswith("decoder_") for key in state):
         return
     raise CheckpointError(

@@ -90,7 +90,9 @@ class Shard(Protocol):
         """Modification time or ETag: equal means unchanged. Empty if unknown."""
         ...
 
-    def open(self, on_damage: OnDamage = "strict") -> ShardReader: ...
+    def open(self, on_damage: OnDamage = "strict") -> ShardReader:
+        """Returns a reader of one pass."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pipeline.inputs import Shard
 from pipeline.store.cache import Cache
 from pipeline.store.replay import match_shards, replay_views
 from stages.protocols import Arrays
-from stages.types import score_name
+from stages.types import ViewSizes, score_name
 
 _SHOWN_KEYS = 8
 
@@ -160,7 +160,7 @@ def _bad_sample(cache: Cache, unit: str, key: str) -> str:
 
 
 def _grid(cache: Cache) -> int:
-    return int(cache.run["image_size"]) // int(cache.run["patch_size"])
+    return ViewSizes.of(cache.run, cache.url).grid
 
 
 def _distribution(values: NDArray[Any]) -> str:
@@ -195,7 +195,7 @@ def _from_pixels(
     pixels: NDArray[np.uint8], visible: NDArray[Any], cache: Cache
 ) -> NDArray[np.uint8]:
     """Returns the patches that any partition (P, n, p, p, 3) of a view shows, on gray."""
-    grid, size = _grid(cache), int(cache.run["patch_size"])
+    grid, size = _grid(cache), ViewSizes.of(cache.run, cache.url).patch_size
     canvas = np.full((grid, grid, size, size, 3), 127, dtype=np.uint8)
     for index, patch in zip(visible.reshape(-1), pixels.reshape(-1, size, size, 3), strict=True):
         canvas[index // grid, index % grid] = patch

@@ -21,6 +21,7 @@ from pipeline.store.manifest import check_same_members
 from pipeline.store.units import unit_name
 from stages.protocols import Arrays, Sample
 from stages.records import recorded_view
+from stages.types import ViewSizes
 
 
 def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArray[np.uint8]:
@@ -29,7 +30,7 @@ def replay_views(cache: Cache, unit: str, arrays: Arrays, shard: Shard) -> NDArr
     Raises:
         RequestError: the shard is not the one that was scored.
     """
-    size = int(cache.run["image_size"])
+    size = ViewSizes.of(cache.run, cache.url).image_size
     rows = {key: row for row, key in enumerate(arrays["key"].tolist())}
     views = arrays["crop"].shape[1]
     pixels = np.empty((len(rows), views, 3, size, size), dtype=np.uint8)

@@ -13,7 +13,7 @@ from ltrp_core.errors import DamagedFileError, RequestError
 from ltrp_core.parsing import parse_json_object
 from pipeline.remote import RemoteError
 from pipeline.store.errors import RunMismatchError
-from pipeline.store.storage import Storage, open_storage
+from pipeline.store.storage import Storage
 from pipeline.store.storage.local import LocalStorage
 
 SCHEMA_VERSION = 2
@@ -93,11 +93,6 @@ def begun_run(storage: Storage) -> dict[str, Any]:
         RequestError: its file cannot be read.
     """
     return read_run(storage) if storage.read_many([RUN_FILE]) else {}
-
-
-def open_run(path: str | Path) -> dict[str, Any]:
-    """Returns the identity of the run at a path or URL."""
-    return read_run(open_storage(path))
 
 
 def _claimed(storage: Storage, run: Mapping[str, Any]) -> bool:

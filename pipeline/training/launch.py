@@ -23,7 +23,7 @@ from pipeline.store.storage.local import LocalStorage
 from pipeline.training.folder import DiskTrainingFolder
 from pipeline.training.options import TrainingRunOptions
 from stages.protocols import Progress
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 
 if TYPE_CHECKING:
     from pipeline.workers.ddp.process import Rank
@@ -50,7 +50,7 @@ class Process:
 
     folder: DiskTrainingFolder
     progress: Progress
-    ranks: Ranks
+    ranks: Processes
     device: str
     """Empty: what the options say"""
     options: TrainingRunOptions
@@ -123,7 +123,7 @@ def _work(
     *,
     progress: Progress,
     on_note: Callable[[str], None],
-    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+    ranks: Processes = Processes(),  # noqa: B008 (frozen)
     device: str = "",
 ) -> dict[str, Any]:
     folder = DiskTrainingFolder(
@@ -148,15 +148,15 @@ def _on_ray(
     """Runs `work` on every process; the first one's result comes back in a file.
 
     Raises:
-        RequestError: see `train_on_ranks`.
+        RequestError: see `train_on_processes`.
     """
     # One process needs no Ray.
-    from pipeline.workers.ddp.start import train_on_ranks
+    from pipeline.workers.ddp.start import train_on_processes
 
     result = job.out / _RESULT
     result.unlink(missing_ok=True)
     with RelayedBars(progress, how.on_note) as bars:
-        train_on_ranks(
+        train_on_processes(
             functools.partial(_on_rank, work, result),
             workers=how.workers,
             ray_address=how.ray_address,
@@ -175,7 +175,7 @@ def _on_rank(work: Callable[..., dict[str, Any]], result: Path, rank: Rank) -> N
     made = work(
         progress=RelayedProgress(rank.report),
         on_note=lambda text: rank.report({"note": text}),
-        ranks=Ranks(rank.rank, rank.world_size),
+        ranks=Processes(rank.rank, rank.world_size),
         device=rank.device,
     )
     if rank.rank == 0:

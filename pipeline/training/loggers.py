@@ -19,11 +19,17 @@ _MOST_CHARACTERS = 6000
 class TrainingLogger(Protocol):
     """A second place for what TensorBoard is given."""
 
-    def open(self, stage: str, identity: Mapping[str, Any]) -> None: ...
+    def open(self, stage: str, identity: Mapping[str, Any]) -> None:
+        """Begins, or goes on with, the log of a run."""
+        ...
 
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds some values."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the log."""
+        ...
 
 
 class MlflowLogger:

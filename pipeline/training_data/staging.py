@@ -36,6 +36,7 @@ from pipeline.training_data.extents import Extents, map_array
 from pipeline.training_data.image_places import image_places
 from stages.protocols import Arrays, Bar, Progress, Sample
 from stages.records import recorded_view
+from stages.types import ScoreRun
 
 _THREADS = 4
 _READY = "staged.json"
@@ -115,7 +116,7 @@ def check_cache(cache: Cache, shards: Sequence[Shard]) -> None:
         raise RequestError(f"{cache.url} holds no scored image; run `ltrp-pipeline score` first")
     if shards:
         match_shards(cache, shards)
-    elif not cache.run["pixels"]:
+    elif not ScoreRun.of(cache.run, cache.url).pixels:
         raise RequestError(
             f"{cache.url} holds no pixels; pass the scored images with --shards, or score with "
             "--pixels"
@@ -124,7 +125,7 @@ def check_cache(cache: Cache, shards: Sequence[Shard]) -> None:
 
 def cache_arrays(cache: Cache) -> frozenset[str]:
     """Returns which optional arrays a cache has."""
-    return frozenset({"pixels"} if cache.run["pixels"] else ())
+    return frozenset({"pixels"} if ScoreRun.of(cache.run, cache.url).pixels else ())
 
 
 def _identity(cache: Cache, shards: Sequence[Shard], views_bytes: int) -> dict[str, Any]:
@@ -239,10 +240,9 @@ def _stage_images(
     views_bytes: int,
 ) -> None:
     """Writes down where each image is, and renders all views if they are few."""
-    run = cache.run
+    run = ScoreRun.of(cache.run, cache.url)
     by_unit = match_shards(cache, shards)
-    grid = int(run["image_size"]) // int(run["patch_size"])
-    shape = (int(starts[-1]), int(run["views"]), grid**2, 3 * int(run["patch_size"]) ** 2)
+    shape = (int(starts[-1]), run.views, run.length, 3 * run.patch_size**2)
     views = None
     if int(np.prod(shape)) <= views_bytes:
         views = np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, shape)
@@ -255,7 +255,7 @@ def _stage_images(
         rows = {key: row for row, key in enumerate(keys[start:stop].to_pylist(), start)}
         render = None
         if views is not None:
-            render = _renderer(views, arrays, rows, int(run["image_size"]), int(run["patch_size"]))
+            render = _renderer(views, arrays, rows, run.image_size, run.patch_size)
         return image_places(
             by_unit[unit],
             cache.rows[unit],

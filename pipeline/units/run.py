@@ -26,6 +26,7 @@ from stages import select_patches
 from stages.devices import resolve_device
 from stages.protocols import Progress, Summary
 from stages.selectors import TEACHER
+from stages.types import ScoreRun
 
 
 def run_score(
@@ -78,7 +79,7 @@ def run_append_views(
     )
     summary = score_stage.run(config, units=runner)
     base.refresh()
-    views = base.run["views"]
+    views = ScoreRun.of(base.run, base.url).views
     summary.notes.append(f"{base.url} now has {views} view(s) of each of its samples")
     summary.output = base.url
     return summary
@@ -99,7 +100,7 @@ def _appending(
         for kind in (score_stage.ScoreConfig, UnitOptions)
     )
     values = {**base.identity, **asked, "views": number}
-    values["first_view"] = int(base.identity["first_view"]) + int(base.run["views"])
+    values["first_view"] = int(base.identity["first_view"]) + ScoreRun.of(base.run, base.url).views
     return (
         score_stage.ScoreConfig(**{k: v for k, v in values.items() if k in of_config}),
         UnitOptions(**{k: v for k, v in values.items() if k in of_options}),
@@ -122,7 +123,10 @@ def run_select(
         check_kind(config.weights_option, config.source, "train-ranker", known_only=True)
     if config.method == TEACHER:
         teacher = open_cache_of(config.weights_option, config.source, "score")
-        made_by = {"teacher_run": teacher.run_id, "teacher_views": int(teacher.run.get("views", 0))}
+        made_by = {
+            "teacher_run": teacher.run_id,
+            "teacher_views": ScoreRun.of(teacher.run, teacher.url).views,
+        }
         open_teacher = functools.partial(open_cache, teacher.url)
     elif (weights := select_patches.weights_file(config)) is not None:
         made_by = {"weights_sha256": file_sha256(weights)}

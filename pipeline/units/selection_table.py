@@ -18,6 +18,7 @@ from pipeline.store.errors import DamagedUnitError
 from pipeline.store.manifest import TABLE, manifest_bytes
 from stages.protocols import Arrays
 from stages.records import kept_name
+from stages.types import SelectRun
 
 _OF_UNITS = b"manifest_sha256"
 
@@ -84,7 +85,7 @@ def _writer(path: Path) -> str:
 
 
 def _write(cache: Cache, file: Path, units: bytes) -> None:
-    names = [kept_name(ratio) for ratio in cache.run["keep_ratio"]]
+    names = [kept_name(ratio) for ratio in SelectRun.of(cache.run, cache.url).keep_ratio]
     schema = _schema(names).with_metadata({_OF_UNITS: units})
     with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
         for unit in cache.units:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +10,7 @@ from ltrp_core.patch_metrics import PatchCoverage, coverage
 from ltrp_core.views import render_mask
 from stages.protocols import Annotations, Arrays, CountCache
 from stages.records import recorded_view
+from stages.types import ViewSizes
 
 _IMAGES_AT_ONCE = 64
 
@@ -20,7 +18,7 @@ _IMAGES_AT_ONCE = 64
 def unit_counts(
     unit: str,
     arrays: Arrays,
-    run: Mapping[str, Any],
+    run: ViewSizes,
     annotations: Annotations,
     categories: str,
     cached: CountCache | None,
@@ -30,7 +28,7 @@ def unit_counts(
     Args:
         unit: its name.
         arrays: its `key`, `size`, `crop` and `flip`.
-        run: identity of the selections: `image_size` and `patch_size`.
+        run: sizes of their views.
         annotations: asked for images, unless `cached` has the answer.
         categories: the group whose objects are the foreground.
         cached: where counts are kept from one evaluation to the next.
@@ -59,16 +57,13 @@ def counted(counts: Arrays, rows: NDArray[np.int64], patch_size: int) -> PatchCo
     )
 
 
-def _count(
-    arrays: Arrays, run: Mapping[str, Any], annotations: Annotations, categories: str
-) -> Arrays:
-    size, patch_size = int(run["image_size"]), int(run["patch_size"])
-    count, length = len(arrays["key"]), (size // patch_size) ** 2
+def _count(arrays: Arrays, run: ViewSizes, annotations: Annotations, categories: str) -> Arrays:
+    count, size, patch_size = len(arrays["key"]), run.image_size, run.patch_size
     called = [""] * count
     counts: Arrays = {
         "is_annotated": np.zeros(count, dtype=bool),
-        "foreground_pixels": np.zeros((count, length), dtype=np.int32),
-        "valid_pixels": np.zeros((count, length), dtype=np.int32),
+        "foreground_pixels": np.zeros((count, run.length), dtype=np.int32),
+        "valid_pixels": np.zeros((count, run.length), dtype=np.int32),
     }
     for start in range(0, count, _IMAGES_AT_ONCE):
         rows, masks = [], []

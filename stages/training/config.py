@@ -86,6 +86,7 @@ def schedule(
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
+    """Returns the type that a `--precision` computes in; `auto`: bf16 on GPUs that have it."""
     if name == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has_bf16 else torch.float32
@@ -104,5 +105,6 @@ def spell_out_attention(model: nn.Module) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds torch for one step of one process: what is drawn depends on nothing else."""
     digest = hashlib.blake2b(f"{seed}\0{step}\0{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little", signed=True))

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Processes:
     """One process of `size`; torch.distributed is up where there are more than one."""
 
     rank: int = 0
@@ -31,7 +31,7 @@ class Ranks:
         devices = None if index is None else [device.index if device.index is not None else index]
         return DistributedDataParallel(model, device_ids=devices)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Returns the sum of a tensor over the ranks."""
         if self.size > 1:
             values = values.clone()
@@ -46,7 +46,7 @@ class Ranks:
         dist.broadcast(flag, src=0)
         return bool(flag)
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Returns the first rank's `value`, whatever it is, on every rank."""
         if self.size == 1:
             return value

@@ -15,7 +15,7 @@ from ltrp_core.partitions import sample_visible
 from ltrp_core.patches import patchify
 from ltrp_core.views import denormalize, make_view, normalize, render_view
 from stages.protocols import Images
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 
 MOST = 256
 """Held-out images that are measured after each epoch, at most."""
@@ -32,7 +32,7 @@ class HeldOutImages:
     visible: dict[float, Tensor]
     """mask ratio -> int64 (M, n)"""
     patch_size: int
-    ranks: Ranks
+    ranks: Processes
 
     @classmethod
     def make(
@@ -42,7 +42,7 @@ class HeldOutImages:
         mae: MaskedAutoencoder,
         mask_ratios: Sequence[float],
         seed: int,
-        ranks: Ranks,
+        ranks: Processes,
     ) -> HeldOutImages:
         """Renders the first of `rows`."""
         views, keys = [], []
@@ -70,7 +70,7 @@ class HeldOutImages:
             for part in self._mine():
                 pixels = normalize(self.views[part].to(device))
                 sums[number] += model(pixels, visible[part].to(device)).double() * len(pixels)
-        errors = (self.ranks.total(sums) / len(self.views)).tolist()
+        errors = (self.ranks.all_reduce_sum(sums) / len(self.views)).tolist()
         return {error_name(ratio): error for ratio, error in zip(self.visible, errors, strict=True)}
 
     def mean_filled(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,13 @@ from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top1_ag
 from ltrp_core.repeatability import label_repeatability, mean_map
 from stages.protocols import Records
 from stages.score_maps import check_whole
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.order import Picks
 from stages.training.ranking_batches import read_batch
 
 _AT_A_TIME = 64
 _SAME_IN_MAPS = ("image_size", "patch_size", "mae_sha256")
 """What a cache of score maps and one that is trained on must have in common."""
-
-
-class HoldOutOptions(Protocol):
-    """The options of `train-ranker` that are read here."""
-
-    @property
-    def validation_records(self) -> int: ...
-    @property
-    def validation_maps(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +105,20 @@ class HoldOut:
     """`record` is the number of the view"""
     maps: NDArray[np.float32]
     """(M, L) the teacher's"""
-    ranks: Ranks
+    ranks: Processes
     ceiling: dict[str, float]
     notes: list[str]
 
     @classmethod
     def make(
         cls,
-        config: HoldOutOptions,
         records: Records,
         maps: Records | None,
         split: Split,
-        ranks: Ranks,
+        ranks: Processes,
+        *,
+        most_records: int,
+        most_maps: int,
     ) -> HoldOut:
         """Chooses what is measured: some records, and whole maps where partitions cover a view.
 
@@ -135,8 +128,8 @@ class HoldOut:
         """
         ceiling: dict[str, float] = {}
         notes: list[str] = []
-        picks = _some_records(records, split.held_out, config.validation_records)
-        for_maps = _spread(split.held_out, config.validation_maps)
+        picks = _some_records(records, split.held_out, most_records)
+        for_maps = _spread(split.held_out, most_maps)
         ceiling |= _repeatability(records, for_maps, notes)
         source, views, chosen = (
             None,
@@ -145,7 +138,7 @@ class HoldOut:
         )
         if maps is not None:
             source, rows = maps, _rows_of(maps, records, split.held_out)
-            views, chosen = _score_maps(maps, _spread(rows, config.validation_maps), records)
+            views, chosen = _score_maps(maps, _spread(rows, most_maps), records)
             found = _repeatability(maps, views.sample, notes)
             ceiling = {f"cover_{name}": value for name, value in found.items()} | ceiling
         elif len(for_maps) and _covers(records) and records.has_whole_views:
@@ -155,10 +148,12 @@ class HoldOut:
 
     @property
     def num_records(self) -> int:
+        """Held-out records that are ranked."""
         return len(self.picks)
 
     @property
     def num_maps(self) -> int:
+        """Held-out views whose whole maps are compared."""
         return len(self.maps)
 
     @property
@@ -181,7 +176,7 @@ class HoldOut:
         model.train(was_training)
         names = sorted(totals)
         table = torch.stack([totals[name] for name in names])
-        table = self.ranks.total(table.to(next(model.parameters()).device)).cpu()
+        table = self.ranks.all_reduce_sum(table.to(next(model.parameters()).device)).cpu()
         return {
             name: float(total / count) if count else float("nan")
             for name, (total, count) in zip(names, table.tolist(), strict=True)

@@ -18,7 +18,9 @@ class Steps(Protocol):
     """Every step of a run, by (epoch, step); picklable. Parts of a step have `pin_memory()`."""
 
     @property
-    def order(self) -> RecordOrder: ...
+    def order(self) -> RecordOrder:
+        """Which records are in which step."""
+        ...
 
     def __getitem__(self, place: tuple[int, int]) -> StepBatch: ...
 

@@ -30,7 +30,7 @@ from stages.training.config import (
     seed_step,
     spell_out_attention,
 )
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 
 _STEPS_BETWEEN_LOOKS = 10
 """Several ranks decide together whether a checkpoint is due; not in every step."""
@@ -92,7 +92,7 @@ def fit(
     *,
     folder: TrainingFolder,
     progress: Progress,
-    ranks: Ranks,
+    ranks: Processes,
 ) -> Trained:
     """Trains `task.model` in place; weights, curve and checkpoints are those of an undisturbed run.
 
@@ -105,7 +105,7 @@ def fit(
             training with --layer-decay was begun when that did something else.
     """
     run = _Run(task, config, ranks)
-    run.restore(ranks.share(folder.resume() if ranks.is_first else None))
+    run.restore(ranks.broadcast_object(folder.resume() if ranks.is_first else None))
     total = config.epochs * task.steps_per_epoch
     with progress.task(task.name, total, "steps") if ranks.is_first else _no_bar() as bar:
         bar.advance(run.steps_done)
@@ -133,7 +133,7 @@ def fit(
 class _Run:
     """The state of a training run, between two steps."""
 
-    def __init__(self, task: Task, config: TrainingConfig, ranks: Ranks) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, ranks: Processes) -> None:
         self.task, self.config, self.ranks = task, config, ranks
         self.device = next(task.model.parameters()).device
         use_fast_linears(task.model)
@@ -203,7 +203,7 @@ class _Run:
                 self._check_finite(self.loss)
             if self.step < steps and self.step % between_looks == 0:
                 self.save(folder, folder.is_due())
-        total = self.ranks.total(self.loss)
+        total = self.ranks.all_reduce_sum(self.loss)
         self._check_finite(total)
         # Of the last layers, where --layer-decay scales that of others.
         lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
@@ -229,7 +229,7 @@ class _Run:
             return
         losses = torch.zeros(self.ranks.size, dtype=self.loss.dtype, device=self.device)
         losses[self.ranks.rank] = self.loss
-        losses = self.ranks.total(losses)
+        losses = self.ranks.all_reduce_sum(losses)
         self._check_finite(losses)
         if self.ranks.is_first:
             state = {**self.state(), "losses": losses}

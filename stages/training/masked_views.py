@@ -16,7 +16,7 @@ from ltrp_core.partitions import sample_visible
 from ltrp_core.seeding import random_bits
 from ltrp_core.views import make_view, render_view
 from stages.protocols import Images
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.loop import StepBatch
 from stages.training.order import Picks, RecordOrder
 
@@ -48,7 +48,7 @@ class PretrainingSteps(Dataset[StepBatch]):
     rows: NDArray[np.int64]
     """Numbers of the images that are trained on"""
     order: RecordOrder
-    ranks: Ranks
+    ranks: Processes
     accumulate: int
     mask_ratios: Sequence[float]
     image_size: int
@@ -57,7 +57,7 @@ class PretrainingSteps(Dataset[StepBatch]):
 
     def __getitem__(self, place: tuple[int, int]) -> StepBatch:
         picks = self.order.step(*place)
-        # Ranks take turns, so that none has more than one view more than another.
+        # Processes take turns, so that none has more than one view more than another.
         mine = picks[self.ranks.rank :: self.ranks.size]
         if not len(mine):
             # The other ranks wait for gradients of this one: some that count for nothing.

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ltrp_core.seeding import random_bits
 from stages.protocols import Records
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.loop import StepBatch
 from stages.training.order import Picks, RecordOrder
 
@@ -57,14 +57,14 @@ class RankingSteps(Dataset[StepBatch]):
     samples: NDArray[np.int64]
     """Numbers of the samples that are trained on, ascending"""
     order: RecordOrder
-    ranks: Ranks
+    ranks: Processes
     accumulate: int
     whole: bool
 
     def __getitem__(self, place: tuple[int, int]) -> StepBatch:
         epoch, step = place
         picks = self.order.step(epoch, step)
-        # Ranks take turns, so that none has more than one record more than another.
+        # Processes take turns, so that none has more than one record more than another.
         mine = picks[self.ranks.rank :: self.ranks.size]
         if not len(mine):
             # The other ranks wait for gradients of this one: some that count for nothing.

@@ -17,7 +17,9 @@ from stages.protocols import ArrayField, Arrays
 class RecordWriter(Protocol):
     """Takes the rows of a unit in their order; memory stays bounded however many there are."""
 
-    def append(self, rows: Arrays) -> None: ...
+    def append(self, rows: Arrays) -> None:
+        """Adds some rows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

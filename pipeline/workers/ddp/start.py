@@ -46,7 +46,7 @@ _JOIN_S = 20.0
 """How long the machines of a cluster may take to be seen."""
 
 
-def train_on_ranks(
+def train_on_processes(
     work: Callable[[Rank], None],
     *,
     workers: int,
@@ -62,7 +62,7 @@ def train_on_ranks(
 ) -> None:
     """Runs `work` once on each of `workers` ranks, all at the same time; returns when all ended.
 
-    What rank 0 prints is printed here. Ranks start in the driver's folder where it exists.
+    What rank 0 prints is printed here. Processes start in the driver's folder where it exists.
 
     Args:
         work: picklable; called again from the start, on all ranks, after one was lost.
@@ -254,7 +254,7 @@ def _follow(
 
     Raises:
         RequestError: what a rank raised.
-        RunStoppedError: see train_on_ranks.
+        RunStoppedError: see train_on_processes.
     """
     import ray
 

@@ -14,6 +14,7 @@ from oracles import patch_metrics as oracle
 from pipeline.annotations import open_annotations
 from stages.evaluation.foreground_counts import counted, unit_counts
 from stages.records import view_row
+from stages.types import ViewSizes
 
 H, W, SIZE, PATCH = 61, 83, 32, 8
 VIEWS = (
@@ -112,7 +113,7 @@ def test_counts_and_measures_equal_those_of_full_masks(tmp_path, style):
         "crop": np.array([[view_row(v)] for v in (*VIEWS, VIEWS[0])], np.float32),
         "flip": np.array([[v.flip] for v in (*VIEWS, VIEWS[0])]),
     }
-    run = {"image_size": SIZE, "patch_size": PATCH}
+    run = ViewSizes(image_size=SIZE, patch_size=PATCH)
     counts = unit_counts("unit", arrays, run, source, "all", None)
     assert counts["is_annotated"].tolist() == [True] * rows + [False]
     kept = torch.from_numpy(np.random.default_rng(0).permutation(16)[None, :7].repeat(rows, 0))

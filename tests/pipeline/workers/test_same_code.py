@@ -33,7 +33,7 @@ def test_other_code_on_a_worker_is_refused_with_both_versions(monkeypatch):
 def test_other_code_on_a_rank_is_refused_with_both_versions(monkeypatch):
     monkeypatch.setattr(training_ranks, "code_version", lambda: OTHER)
     with pytest.raises(RequestError) as refused:
-        training_ranks.train_on_ranks(
+        training_ranks.train_on_processes(
             no_rank, workers=1, ray_address=None, name="versions", device="cpu"
         )
     assert f"{OTHER} where the run was started and {code_version()} on " in str(refused.value)

@@ -14,7 +14,7 @@ from pipeline.console.progress import JsonLineProgress
 from pipeline.training.folder import DiskTrainingFolder
 from stages.train_ranker import RankerStep
 from stages.training.config import CURVE, TrainingConfig, schedule
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.loop import StepBatch, Task, fit
 
 QUIET = JsonLineProgress(every_s=1e9)
@@ -49,7 +49,7 @@ def start(out, *, loss=loss, steps=2, **options):
     config = TrainingConfig(**{"epochs": 3, "base_lr": 0.5, "warmup_epochs": 0.0} | options)
     task = Task("test", model, steps, batches, loss, validate)
     task.keys = lambda epoch, step: [f"image-{epoch}-{step}"]
-    return fit(task, config, folder=folder, progress=QUIET, ranks=Ranks()), folder
+    return fit(task, config, folder=folder, progress=QUIET, ranks=Processes()), folder
 
 
 SECOND_ORDER = ("adahessian",)

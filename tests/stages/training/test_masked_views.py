@@ -14,7 +14,7 @@ from ltrp_core.partitions import num_visible
 from ltrp_core.views import normalize
 from pipeline.inputs import find_shards
 from pipeline.training_data import StagedImages, stage_images
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.held_out_images import HeldOutImages
 from stages.training.masked_views import PretrainingSteps
 from stages.training.order import RecordOrder
@@ -32,7 +32,7 @@ def steps_of(images, *, ranks=None, accumulate=1, ratios=(0.75, 0.9), batch=5):
         images=images,
         rows=ROWS,
         order=RecordOrder(len(ROWS), 12, 3, batch, 0),
-        ranks=ranks or Ranks(),
+        ranks=ranks or Processes(),
         accumulate=accumulate,
         mask_ratios=ratios,
         image_size=48,
@@ -70,7 +70,7 @@ def test_an_epoch_shows_every_view_once_under_one_of_the_masks(images):
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 2), (2, 1), (3, 2), (7, 1)])
 def test_ranks_and_parts_change_no_view_of_a_step(images, size, accumulate):
     whole = steps_of(images)
-    ranks = [steps_of(images, ranks=Ranks(r, size), accumulate=accumulate) for r in range(size)]
+    ranks = [steps_of(images, ranks=Processes(r, size), accumulate=accumulate) for r in range(size)]
     for step in range(whole.order.steps_per_epoch):
         batches = [pickle.loads(pickle.dumps(steps))[0, step] for steps in ranks]
         assert views_of(batches) == views_of([whole[0, step]])
@@ -81,7 +81,7 @@ def test_ranks_and_parts_change_no_view_of_a_step(images, size, accumulate):
 def test_the_error_is_that_of_one_image_after_another(images):
     torch.manual_seed(0)
     mae = MaskedAutoencoder(SMALL_MAE).eval()
-    held_out = HeldOutImages.make(images, ROWS, mae, (0.75, 0.9), 0, Ranks())
+    held_out = HeldOutImages.make(images, ROWS, mae, (0.75, 0.9), 0, Processes())
     errors, filled = held_out.measure(mae), held_out.mean_filled()
     blocks = [
         (slice(None), slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
@@ -106,7 +106,7 @@ def test_the_error_is_that_of_one_image_after_another(images):
 def test_a_drawing_has_the_photo_and_keeps_the_visible_patches(images):
     torch.manual_seed(0)
     mae = MaskedAutoencoder(SMALL_MAE).eval()
-    held_out = HeldOutImages.make(images, ROWS, mae, (0.75, 0.9), 0, Ranks())
+    held_out = HeldOutImages.make(images, ROWS, mae, (0.75, 0.9), 0, Processes())
     drawn = held_out.draw(mae)
     assert drawn.shape == (6 * 52, 5 * 52, 3)
     photo, seen, whole = (drawn[2:50, 52 * n + 2 : 52 * n + 50] for n in range(3))

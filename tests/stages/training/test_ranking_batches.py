@@ -8,7 +8,7 @@ import torch
 from scored_caches import scored, staged, truth, write_tars
 
 from pipeline.store.errors import DamagedUnitError
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 from stages.training.loading import Loader
 from stages.training.order import RecordOrder
 from stages.training.ranking_batches import RankingSteps, read_batch
@@ -31,7 +31,7 @@ def records(cache, tmp_path_factory):
 
 def steps_of(records, *, batch=4, seen=2, seed=0, ranks=None, accumulate=1, whole=False):
     order = RecordOrder(len(SAMPLES), 6, seen, batch, seed)
-    return RankingSteps(records, SAMPLES, order, ranks or Ranks(), accumulate, whole)
+    return RankingSteps(records, SAMPLES, order, ranks or Processes(), accumulate, whole)
 
 
 def joined(batch):
@@ -75,7 +75,8 @@ def test_every_record_of_a_step_is_one_of_the_cache_its_list_shuffled(cache, rec
 def test_the_ranks_together_compute_the_step_of_one(records, size, accumulate):
     alone = steps_of(records)
     together = [
-        steps_of(records, ranks=Ranks(rank, size), accumulate=accumulate) for rank in range(size)
+        steps_of(records, ranks=Processes(rank, size), accumulate=accumulate)
+        for rank in range(size)
     ]
     for step in range(alone.order.steps_per_epoch):
         expected = joined(alone[0, step])

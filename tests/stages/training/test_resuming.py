@@ -28,7 +28,7 @@ from stages import pretrain_mae
 from stages.options import identity
 from stages.score import ScoreConfig
 from stages.train_ranker import TrainRankerConfig
-from stages.training.ddp import Ranks
+from stages.training.ddp import Processes
 
 QUIET = JsonLineProgress(every_s=1e9)
 SMALL_RANKER = ranker_models.TRANSFORMERS["vit_tiny"]._replace(width=48, depth=2, heads=2)
@@ -292,7 +292,7 @@ def test_a_worker_that_starts_from_other_weights_than_the_first_is_refused(
     def of_first(self, value):
         return "0" * 64 if isinstance(value, str) else value
 
-    monkeypatch.setattr(Ranks, "share", of_first)
+    monkeypatch.setattr(Processes, "share", of_first)
     own = load_mae(small_mae).source.sha256[:12]
     with pytest.raises(
         CheckpointError, match=f"--init .* {own} on .*, and 000000000000 on the fir"

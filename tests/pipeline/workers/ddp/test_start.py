@@ -1,4 +1,4 @@
-"""Ranks through Ray Train: that they train together, and every way to lose one of them."""
+"""Processes through Ray Train: that they train together, and every way to lose one of them."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ import pytest
 
 from ltrp_core.errors import CheckpointError, RequestError
 from pipeline.workers import RunStoppedError
-from pipeline.workers.ddp.start import train_on_ranks
+from pipeline.workers.ddp.start import train_on_processes
 from pipeline.workers.ray_start import import_ray
 
 pytestmark = pytest.mark.ray
@@ -92,7 +92,7 @@ def train(work, **options):
     """Returns what came out of a run: (reports, notes)."""
     reports, notes = [], []
     options = {"workers": 2, "ray_address": None, "name": "test-1234", "device": "cpu"} | options
-    train_on_ranks(work, on_report=reports.append, on_note=notes.append, **options)
+    train_on_processes(work, on_report=reports.append, on_note=notes.append, **options)
     return reports, notes
 
 
@@ -142,7 +142,7 @@ def test_ranks_work_together_and_report_to_the_driver(tmp_path, capsys, monkeypa
 def test_a_request_error_of_a_rank_comes_out_as_it_was_and_is_not_tried_again(tmp_path):
     pids = []
     with pytest.raises(CheckpointError, match=r"^weights\.pt is cut$"):
-        train_on_ranks(
+        train_on_processes(
             functools.partial(steps, tmp_path, refuse),
             workers=2,
             ray_address=None,
@@ -202,7 +202,7 @@ WAITING = """
 import os, sys, time
 from pathlib import Path
 from pipeline.console.signals import interrupt_on_signals
-from pipeline.workers.ddp.start import train_on_ranks
+from pipeline.workers.ddp.start import train_on_processes
 
 folder = Path(sys.argv[1])
 
@@ -214,7 +214,7 @@ def work(rank):
     time.sleep(600)
 
 try:
-    train_on_ranks(
+    train_on_processes(
         work, workers=2, ray_address=None, name="test", device="cpu", scratch=folder,
         after_start=interrupt_on_signals,
     )
@@ -275,7 +275,7 @@ def test_a_lost_machine_is_replaced_by_another(tmp_path, monkeypatch):
             cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
 
     try:
-        train_on_ranks(
+        train_on_processes(
             functools.partial(wait_and_sum, tmp_path),
             workers=2,
             ray_address=cluster.address,
