@@ -246,7 +246,7 @@ class ThreadRank:
     def __init__(self, rank, size, shared):
         self.rank, self.size, self.shared = rank, size, shared
 
-    def total(self, values):
+    def all_reduce_sum(self, values):
         self.shared["found"][self.rank] = values
         self.shared["barrier"].wait(60)
         return torch.stack(self.shared["found"]).sum(dim=0)
