@@ -7,7 +7,6 @@ that the views are one per image, and that no patch was left unscored.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from ltrp_core.partitions import num_visible
 from ltrp_core.plateaus import map_with_noise
 from ltrp_core.repeatability import mean_map
 from stages.protocols import Arrays, CacheReader
+from stages.recent_units import RecentUnits
 from stages.types import ScoreRun, SelectRun
 
 PLACE = ("key", "size", "crop", "flip")
@@ -56,8 +56,7 @@ class ScoreMaps:
                         f"{unit}): nothing can be joined by it"
                     )
                 self.places[key] = unit, row
-        self._lock = threading.Lock()
-        self._opened: tuple[str, Arrays] = ("", {})
+        self._recent = RecentUnits(self.unit)
 
     @property
     def partitions_per_round(self) -> int | None:
@@ -95,7 +94,7 @@ class ScoreMaps:
     def find(self, key: str) -> tuple[Arrays, int]:
         """Returns the arrays of the unit that has a key, as `unit` does, and its row there.
 
-        The unit that was read last is kept; several threads may ask.
+        Several threads may ask.
 
         Raises:
             RequestError: the cache does not have the key, or has not scored all of its patches.
@@ -106,10 +105,7 @@ class ScoreMaps:
                 "that were scored"
             )
         unit, row = self.places[key]
-        with self._lock:
-            if unit != self._opened[0]:
-                self._opened = (unit, self.unit(unit))
-            arrays = self._opened[1]
+        arrays = self._recent[unit]
         self.check(key, arrays["map"][row])
         return arrays, row
 

@@ -33,6 +33,7 @@ from stages.selectors import (
     OpenTeacher,
     TeacherSelector,
     baseline_names,
+    check_choices,
     choose,
     made_view,
     names,
@@ -290,8 +291,10 @@ class UnitSelector:
         made = {"patch_variance": variance.cpu().numpy()}
         if scores is not None and self.score_name:
             made[self.score_name] = scores.cpu().numpy()
-        for ratio, kept in zip(self.config.keep_ratio, selected, strict=True):
-            made[kept_name(ratio)] = kept.cpu().numpy()
+        chosen = [kept.cpu().numpy() for kept in selected]
+        check_choices(self.selector, chosen, len(group), keeps)
+        for ratio, kept in zip(self.config.keep_ratio, chosen, strict=True):
+            made[kept_name(ratio)] = kept
         return made
 
 

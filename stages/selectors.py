@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltrp_core.errors import RequestError
-from ltrp_core.selectors import ScoreSelector, Selector, selector_names, selector_spec
+from ltrp_core.selectors import SELECTORS, ScoreSelector, Selector, selector_names
 from ltrp_core.views import Crop, View, check_size, make_view
 from stages.protocols import CacheReader, Sample
 from stages.records import recorded_view
@@ -31,7 +32,7 @@ def names() -> list[str]:
 
 def baseline_names() -> list[str]:
     """Returns the names that `--baseline` takes: of the package's selectors without weights."""
-    return [name for name in selector_names() if selector_spec(name).weights_file is None]
+    return [name for name, spec in SELECTORS.items() if spec.weights_file is None]
 
 
 class TeacherSelector(ScoreSelector):
@@ -84,9 +85,6 @@ def choose(
 
     Args:
         known: scores (L,) of each image that came with its view.
-
-    Raises:
-        RequestError: what the selector returns is no choice of k distinct patches of the grid.
     """
     scores = None
     if isinstance(selector, ScoreSelector):
@@ -98,28 +96,31 @@ def choose(
         kept = selector.keep(scores, images, keeps)
     else:
         kept = selector.select(images, keys, keeps)
-    name = type(selector).__name__
-    if len(kept) != len(keeps):
-        raise RequestError(f"selector {name} gives {len(kept)} choices for {len(keeps)} k")
-    for chosen, keep in zip(kept, keeps, strict=True):
-        _check_choice(name, chosen, (len(keys), keep), selector.grid**2)
     return kept, scores
 
 
-def _check_choice(name: str, chosen: Tensor, shape: tuple[int, int], length: int) -> None:
-    """Raises RequestError unless `chosen` is (B, k) distinct patches of `length`."""
-    if tuple(chosen.shape) != shape or chosen.dtype != torch.int64:
-        raise RequestError(
-            f"selector {name} gives {chosen.dtype} {tuple(chosen.shape)} for int64 {shape}"
-        )
-    ascending = chosen.cpu().sort(dim=1).values
-    is_distinct = bool((ascending[:, 1:] > ascending[:, :-1]).all())
-    if not is_distinct or (
-        ascending.numel() and not 0 <= int(ascending.min()) <= int(ascending.max()) < length
-    ):
-        raise RequestError(
-            f"selector {name} keeps a patch twice, or one that is not of the {length}"
-        )
+def check_choices(
+    selector: Selector, chosen: Sequence[NDArray[Any]], count: int, keeps: Sequence[int]
+) -> None:
+    """Checks what a selector keeps of `count` images: another package may have written it.
+
+    Raises:
+        RequestError: it is no choice of k distinct patches of the grid for each k.
+    """
+    name, length = type(selector).__name__, selector.grid**2
+    if len(chosen) != len(keeps):
+        raise RequestError(f"selector {name} gives {len(chosen)} choices for {len(keeps)} k")
+    for kept, keep in zip(chosen, keeps, strict=True):
+        if kept.shape != (count, keep) or kept.dtype != np.int64:
+            raise RequestError(
+                f"selector {name} gives {kept.dtype} {kept.shape} for int64 {(count, keep)}"
+            )
+        ascending = np.sort(kept, axis=1)
+        is_distinct = (ascending[:, 1:] > ascending[:, :-1]).all()
+        if not is_distinct or ((ascending < 0) | (ascending >= length)).any():
+            raise RequestError(
+                f"selector {name} keeps a patch twice, or one that is not of the {length}"
+            )
 
 
 def made_view(sample: Sample, crop: Crop, seed: int, size: int) -> View:

@@ -26,6 +26,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.records",
     "stages.selectors",
     "stages.score_maps",
+    "stages.recent_units",
     "stages.types",
     "stages.devices",
     "stages.weights",

@@ -113,9 +113,7 @@ found = [leave_one_out_scores(mae, images, visible, metric=m)[0] for m in ("l1",
 print(json.dumps([scores.tolist() for scores in found]))
 """)  # fmt: skip
     l1, l2 = json.loads(found)
-    assert all(a < b for a, b in zip(l1[0], l2[0], strict=True)), (
-        "the mean is below the root mean square"
-    )
+    assert all(a < b for a, b in zip(l1, l2, strict=True)), "the mean is below the root mean square"
 
 
 @pytest.mark.parametrize("changed", ["selector"], indirect=True)

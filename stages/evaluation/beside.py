@@ -6,6 +6,7 @@ import numpy as np
 
 from ltrp_core.errors import RequestError
 from stages.protocols import Arrays, CacheReader
+from stages.recent_units import RecentUnits
 from stages.types import SelectRun
 
 _OF_VIEW = ("size", "crop", "flip")
@@ -36,7 +37,9 @@ class Beside:
             )
         self._units = frozenset(cache.units)
         self._places: dict[str, tuple[str, int]] | None = None
-        self._opened: tuple[str, Arrays] = ("", {})
+        self._recent = RecentUnits(cache.read)
+        self._counts: dict[str, int] = {}
+        """Images of the units that were read"""
         self._used = 0
 
     def rows(self, unit: str, arrays: Arrays) -> Arrays:
@@ -63,13 +66,20 @@ class Beside:
     @property
     def num_alone(self) -> int:
         """Images that the first selection does not have, after all of its units were asked for."""
-        return sum(len(self.cache.read(unit)["key"]) for unit in self.cache.units) - self._used
+        for unit in self._units.difference(self._counts):
+            self._counts[unit] = len(self.cache.read(unit)["key"])
+        return sum(self._counts.values()) - self._used
 
     def _whole_unit(self, unit: str, keys: list[str]) -> Arrays | None:
         if unit not in self._units:
             return None
-        own = self.cache.read(unit)
+        own = self._unit(unit)
         return own if own["key"].tolist() == keys else None
+
+    def _unit(self, unit: str) -> Arrays:
+        arrays = self._recent[unit]
+        self._counts[unit] = len(arrays["key"])
+        return arrays
 
     def _by_key(self, keys: list[str]) -> Arrays:
         rows: dict[str, list[object]] = {}
@@ -84,7 +94,7 @@ class Beside:
             self._places = {
                 found: (unit, row)
                 for unit in self.cache.units
-                for row, found in enumerate(self.cache.read(unit)["key"].tolist())
+                for row, found in enumerate(self._unit(unit)["key"].tolist())
             }
         if key not in self._places:
             raise RequestError(
@@ -92,6 +102,4 @@ class Beside:
                 "select from the same shards, to the end"
             )
         unit, row = self._places[key]
-        if unit != self._opened[0]:
-            self._opened = (unit, self.cache.read(unit))
-        return self._opened[1], row
+        return self._unit(unit), row

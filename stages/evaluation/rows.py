@@ -62,6 +62,7 @@ class _Row:
     @classmethod
     def from_flat(cls, row: Mapping[str, Any]) -> Self:
         """Returns the row whose columns are `row`; what it may lack is nan."""
+        row = {"categories": "all", **row}  # what was evaluated before there were groups
         names = [field.name for field in fields(cls) if field.name != "figures"]
         nan = float("nan")
         figures = {
