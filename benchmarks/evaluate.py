@@ -87,6 +87,7 @@ def write_selections(path, keys, rng, per_unit):
     """Writes a cache of selections by random scores, as `select` would."""
     fields = selection_fields(SelectConfig(ranker="random", keep_ratio=STORED), GRID**2)
     run = {"keep_ratio": STORED, "image_size": GRID * 16, "patch_size": 16, "store": "zarr"}
+    run |= {"schema": 3, "selector": "ranker"}
     cache = create_cache(path, "select", run)
     side = round(HEIGHT * 224 / 256)
     for start in range(0, len(keys), per_unit):
@@ -100,7 +101,7 @@ def write_selections(path, keys, rng, per_unit):
             "size": np.tile(np.array([HEIGHT, WIDTH], np.int32), (count, 1)),
             "crop": np.tile(np.array(box, np.float32), (count, 1, 1)),
             "flip": np.zeros((count, 1), bool),
-            "ranker_score": scores,
+            "score": scores,
             "patch_variance": rng.random((count, GRID**2)).astype(np.float16),
         }
         order = (-scores.astype(np.float32)).argsort(axis=1, kind="stable").astype(np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -170,7 +170,7 @@ def run(
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
     summary.notes += unmatched(found.unannotated, found.used, annotations)
-    summary.notes += _notes(sources, keeps)
+    summary.notes += _notes(sources, keeps, {source for _, source, _ in evaluation.images})
     summary.seconds = time.monotonic() - started
     return evaluation, summary
 
@@ -187,7 +187,7 @@ def _open(selections: Mapping[str, CacheReader], teacher: CacheReader | None) ->
     )
 
 
-def _notes(sources: _Sources, keeps: Mapping[float, int]) -> list[str]:
+def _notes(sources: _Sources, keeps: Mapping[float, int], measured: Collection[str]) -> list[str]:
     notes = [
         f"{other.num_alone} image(s) of selection {other.label!r} are not in {sources.label!r}, "
         "and not measured"
@@ -196,9 +196,9 @@ def _notes(sources: _Sources, keeps: Mapping[float, int]) -> list[str]:
     ]
     for label, run in sources.runs.items():
         if absent := [f"{ratio:g}" for ratio in keeps if ratio not in run.keep_ratio]:
+            only = f", only {top_only(label)!r}" if top_only(label) in measured else ""
             notes.append(
-                f"at keep ratio {', '.join(absent)} there is no {label!r}, only "
-                f"{top_only(label)!r}: `select` stored "
+                f"at keep ratio {', '.join(absent)} there is no {label!r}{only}: `select` stored "
                 f"{', '.join(f'{ratio:g}' for ratio in run.keep_ratio)}"
             )
     return notes

@@ -76,6 +76,11 @@ class ScoreMaps:
         """
         if isinstance(self.run, SelectRun):
             arrays = self.cache.read(unit, [*PLACE, self.run.score_name])
+            if self.run.score_name not in arrays:
+                raise RequestError(
+                    f"{self.name} has no scores: selector {self.run.selected_by!r} chooses patches "
+                    "without any; take another selection"
+                )
             arrays["map"] = arrays.pop(self.run.score_name).astype(np.float64)
             return arrays
         arrays = self.cache.read(unit, [*PLACE, "visible", "score"])

@@ -336,7 +336,7 @@ def run(
         "schema": SCHEMA,
         "selector": config.method,
     }
-    if int(begun.get("schema", SCHEMA)) < SCHEMA:
+    if begun.get("schema", SCHEMA) == 2:
         selected_by = _as_schema_2(selected_by)
     run = SelectRun.of(selected_by)
     has_scores = isinstance(selector, ScoreSelector)

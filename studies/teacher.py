@@ -40,6 +40,7 @@ from ltrp_core.views import denormalize, make_view, normalize, render_view
 from pipeline.inputs import find_shards
 from pipeline.inputs.samples import read_samples
 from pipeline.store import open_cache
+from stages.score_maps import ScoreMaps
 
 PATH = click.Path(path_type=Path)
 RATIOS = (0.75, 0.9)
@@ -330,11 +331,8 @@ def _properties(views: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor]
 
 
 def _ranker_maps(selections: str, keys: Sequence[str]) -> torch.Tensor:
-    cache, maps = open_cache(selections), {}
-    for unit in cache.units:
-        arrays = cache.read(unit, ["key", "ranker_score"])
-        maps |= dict(zip(arrays["key"].tolist(), arrays["ranker_score"], strict=True))
-    return torch.from_numpy(np.stack([maps[key] for key in keys]).astype(np.float64))
+    maps = ScoreMaps(open_cache(selections), selections)
+    return torch.from_numpy(np.stack(list(maps.maps(keys))).astype(np.float64))
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -34,6 +34,8 @@ class StageSpec:
     """Whether it is given the shards of the file, if it does not name its own"""
     grows: bool = False
     """Whether its folder takes further shards in: what is there is not made again"""
+    output: str = ""
+    """A file that its folder has and no other stage's: what tells it where run.json does not"""
     fed_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Option -> what it is if the file does not say it, where the named stages are there"""
     next: Callable[[Options, str], Sequence[str] | None] = lambda options, output: None
@@ -118,6 +120,7 @@ STAGES: tuple[StageSpec, ...] = (
             "stages.pretrain_mae:PretrainConfig",
             "pipeline.training.options:TrainingRunOptions",
         ),
+        output="mae.safetensors",
         on_shards=True,
         next=_after_pretraining,
     ),
@@ -136,6 +139,7 @@ STAGES: tuple[StageSpec, ...] = (
         command="pipeline.commands.run:train_ranker",
         line="Train a ranker from a cache.",
         configs=("stages.train_ranker:TrainRankerConfig", "pipeline.training.options:RunOptions"),
+        output="ranker.safetensors",
         on_shards=True,
         fed_by={"cache": ("$score",), "maps": ("$teacher",)},
         next=_after_ranker,
@@ -156,6 +160,7 @@ STAGES: tuple[StageSpec, ...] = (
         line="Measure selections against objects.",
         words=("evaluate", "patches"),
         configs=("stages.evaluate_patches:EvaluateConfig",),
+        output="evaluation.parquet",
         fed_by={"selections": ("$select",), "teacher": ("$teacher",)},
     ),
     StageSpec(
@@ -164,6 +169,7 @@ STAGES: tuple[StageSpec, ...] = (
         line="Compare the order of patches by two sources of scores.",
         words=("evaluate", "ranking"),
         configs=("stages.evaluate_ranking:RankingConfig",),
+        output="agreement.parquet",
         fed_by={"first": ("$select",), "second": ("$teacher",)},
     ),
     StageSpec(
@@ -171,6 +177,7 @@ STAGES: tuple[StageSpec, ...] = (
         command="pipeline.commands.run:report",
         line="Draw a page of pictures and tables.",
         configs=("stages.report:ReportConfig",),
+        output=".ltrp-report",
         on_shards=True,
         fed_by={
             "selections": ("$select",),

@@ -7,27 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from ltrp_core.errors import RequestError
 from ltrp_core.regular_files import read_regular
+from pipeline.runs.spec import STAGES
 from pipeline.store.cache import Cache, open_cache
 from pipeline.store.storage import is_url
 
-Kind = Literal[
-    "score", "select", "pretrain-mae", "train-ranker", "evaluate patches", "evaluate ranking",
-    "report", "pack",
-]  # fmt: skip
-"""Commands whose output is a folder."""
-
-_BY_FILE: tuple[tuple[str, Kind], ...] = (
-    ("evaluation.parquet", "evaluate patches"),
-    ("agreement.parquet", "evaluate ranking"),
-    ("ranker.safetensors", "train-ranker"),
-    ("mae.safetensors", "pretrain-mae"),
-    (".ltrp-report", "report"),
-)
-CACHES: tuple[Kind, ...] = ("score", "select")
+CACHES = ("score", "select")
+"""Commands whose output is a cache. Commands are called as they are typed: `evaluate patches`."""
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -39,13 +27,14 @@ def kind_of(path: str | Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     try:
-        found = next((kind for name, kind in _BY_FILE if (folder / name).is_file()), None)
+        made = (spec for spec in STAGES if spec.output and (folder / spec.output).is_file())
+        found = next((" ".join(spec.typed) for spec in made), None)
         return found or ("pack" if next(folder.glob("*.tar"), None) is not None else None)
     except (OSError, ValueError):
         return None
 
 
-def open_cache_of(option: str, path: str | Path, *wanted: Kind) -> Cache:
+def open_cache_of(option: str, path: str | Path, *wanted: str) -> Cache:
     """Returns the cache that an option names.
 
     Args:
@@ -65,7 +54,7 @@ def open_cache_of(option: str, path: str | Path, *wanted: Kind) -> Cache:
     return cache
 
 
-def check_kind(option: str, path: str | Path, *wanted: Kind, known_only: bool = False) -> None:
+def check_kind(option: str, path: str | Path, *wanted: str, known_only: bool = False) -> None:
     """Checks a local folder as `open_cache_of` does.
 
     Args:
@@ -81,7 +70,7 @@ def check_kind(option: str, path: str | Path, *wanted: Kind, known_only: bool = 
 
 
 def _wrong(
-    option: str, path: str | Path, found: str | None, wanted: tuple[Kind, ...]
+    option: str, path: str | Path, found: str | None, wanted: tuple[str, ...]
 ) -> RequestError:
     if found is not None:
         given = f"is the output of `{found}`"
