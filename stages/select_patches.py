@@ -71,7 +71,8 @@ class SelectConfig:
     )
     baseline: str = option(
         "",
-        help="short for --selector, of those without weights: random, center, patch-variance",
+        help="short for --selector, of those without weights: random, center, patch-variance, "
+        "border",
     )
     keep_ratio: tuple[float, ...] = option(
         (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"

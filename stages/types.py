@@ -9,7 +9,7 @@ from typing import Any, Self, get_type_hints
 
 from ltrp_core.errors import RequestError
 
-LABELS = {"patch-variance": "patch variance"}
+LABELS = {"patch-variance": "patch variance", "border": "border contrast"}
 """Selectors whose name in tables is not their name as an option."""
 
 

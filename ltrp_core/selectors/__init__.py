@@ -15,6 +15,7 @@ from ltrp_core.selectors.base import (
     selector_spec,
 )
 from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
+from ltrp_core.selectors.border import BORDER
 from ltrp_core.selectors.ranker import RANKER
 
 __all__ = [
@@ -35,5 +36,6 @@ SELECTORS.update(
         "random": RANDOM,
         "center": CENTER,
         "patch-variance": VARIANCE,
+        "border": BORDER,
     }
 )

@@ -88,8 +88,7 @@ def test_a_selector_of_another_package_is_found_by_its_entry_point(monkeypatch) 
     monkeypatch.setitem(sys.modules, "another_package", sys.modules[__name__])
     entry_points(monkeypatch, last="another_package:SPEC", wrong="another_package:NO_SPEC",
                  gone="no_such_package:SPEC", center="another_package:SPEC")  # fmt: skip
-    assert selector_names() == ["ranker", "random", "center", "patch-variance", "gone", "last",
-                                "wrong"]  # fmt: skip
+    assert selector_names() == [*SELECTORS, "gone", "last", "wrong"]
     kept = create_selector("last", OPTIONS).select(torch.zeros(1, 3, 48, 48), ["a"], [2])
     assert kept[0].tolist() == [[34, 35]]
     assert selector_spec("center") is SELECTORS["center"], "the package's own names stay its own"
