@@ -292,7 +292,7 @@ def test_a_worker_that_starts_from_other_weights_than_the_first_is_refused(
     def of_first(self, value):
         return "0" * 64 if isinstance(value, str) else value
 
-    monkeypatch.setattr(Processes, "share", of_first)
+    monkeypatch.setattr(Processes, "broadcast_object", of_first)
     own = load_mae(small_mae).source.sha256[:12]
     with pytest.raises(
         CheckpointError, match=f"--init .* {own} on .*, and 000000000000 on the fir"
