@@ -189,10 +189,10 @@ def _open(selections: Mapping[str, CacheReader], teacher: CacheReader | None) ->
 
 def _notes(sources: _Sources, keeps: Mapping[float, int], measured: Collection[str]) -> list[str]:
     notes = [
-        f"{other.num_alone} image(s) of selection {other.label!r} are not in {sources.label!r}, "
+        f"{alone} image(s) of selection {other.label!r} are not in {sources.label!r}, "
         "and not measured"
         for other in sources.others
-        if other.num_alone
+        if (alone := other.num_alone)
     ]
     for label, run in sources.runs.items():
         if absent := [f"{ratio:g}" for ratio in keeps if ratio not in run.keep_ratio]:

@@ -1,4 +1,4 @@
-"""Units of a cache that were read lately: a join by key does not read one again and again."""
+"""Joins by key: where each key of a cache is, and the units that were read lately."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from stages.protocols import Arrays
+from ltrp_core.errors import RequestError
+from stages.protocols import Arrays, CacheReader
 
 LIMIT_BYTES = 256 << 20
 
@@ -38,6 +39,28 @@ class RecentUnits:
                 _, oldest = self._kept.popitem(last=False)
                 self._bytes -= _size(oldest)
             return arrays
+
+
+def places_of(cache: CacheReader, name: str) -> dict[str, tuple[str, int]]:
+    """Returns the unit and the row of every key of a cache.
+
+    Args:
+        cache: its keys alone are read.
+        name: what messages call it.
+
+    Raises:
+        RequestError: it has a key twice.
+    """
+    places: dict[str, tuple[str, int]] = {}
+    for unit in cache.units:
+        for row, key in enumerate(cache.read(unit, ["key"])["key"].tolist()):
+            if key in places:
+                raise RequestError(
+                    f"{name} has the key {key!r} twice (units {places[key][0]} and {unit}): "
+                    "nothing can be joined by it"
+                )
+            places[key] = unit, row
+    return places
 
 
 def _size(arrays: Arrays) -> int:

@@ -8,7 +8,7 @@ that the views are one per image, and that no patch was left unscored.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ltrp_core.partitions import num_visible
 from ltrp_core.plateaus import map_with_noise
 from ltrp_core.repeatability import mean_map
 from stages.protocols import Arrays, CacheReader
-from stages.recent_units import RecentUnits
+from stages.recent_units import RecentUnits, places_of
 from stages.types import ScoreRun, SelectRun
 
 PLACE = ("key", "size", "crop", "flip")
@@ -47,15 +47,7 @@ class ScoreMaps:
         """
         self.cache, self.name = cache, name
         self.run = _checked(cache, name)
-        self.places: dict[str, tuple[str, int]] = {}
-        for unit in cache.units:
-            for row, key in enumerate(cache.read(unit, ["key"])["key"].tolist()):
-                if key in self.places:
-                    raise RequestError(
-                        f"{name} has the key {key!r} twice (units {self.places[key][0]} and "
-                        f"{unit}): nothing can be joined by it"
-                    )
-                self.places[key] = unit, row
+        self.places = places_of(cache, name)
         self._recent = RecentUnits(self.unit)
 
     @property
@@ -181,7 +173,7 @@ def check_whole(maps: NDArray[Any], keys: Sequence[str], name: str) -> None:
 
 
 def _checked(cache: CacheReader, name: str) -> ScoreRun | SelectRun:
-    stage: Literal["score", "select"] | Any = cache.run.get("stage")
+    stage = cache.run.get("stage")
     if stage == "select":
         return SelectRun.of(cache.run, name)
     if stage != "score":

@@ -231,8 +231,9 @@ def open_pool_of(options: dict[str, Any]) -> AbstractContextManager[WorkerPool]:
 def finish(summary: Summary) -> int:
     """Prints the summary, and what comes after the running command; returns the exit status."""
     context = click.get_current_context()
-    name = getattr(context.command.callback, "__name__", "")
-    spec = next((spec for spec in STAGES if spec.command.endswith(f":{name}")), None)
+    made = context.command.callback
+    name = f"{made.__module__}:{made.__name__}" if made is not None else ""
+    spec = next((spec for spec in STAGES if spec.command == name), None)
     if spec is not None and not (summary.failed or summary.stopped):
         summary.next_step = spec.next_step(context.params, summary.output)
     print_summary(summary)

@@ -80,6 +80,7 @@ def run_report(
     model = _teacher_model(inputs.mae, selected)
     cover, teacher = _cover(inputs.teacher, selected)
     _check_folders(inputs)
+    curves = [_curve(folder) for folder in inputs.training]
     caches = [
         *(open_cache_of("--cache", path, *CACHES) for path in inputs.cache),
         *([cover] if cover else []),
@@ -111,7 +112,7 @@ def run_report(
         differences=read_differences(evaluation) if evaluation is not None else [],
         ranking=[table for folder in inputs.ranking for table in read_tables(folder)],
         attention=list(_attention(model, inputs.training, selections, gallery, summary)),
-        curves=[_curve(folder) for folder in inputs.training],
+        curves=curves,
         caches=[read_cache_figures(found) for found in caches],
         runs=cards + [_cache_card(found) for found in caches],
     )
@@ -147,8 +148,6 @@ def _check_folders(inputs: ReportInputs) -> None:
         check_kind("--ranking", folder, "evaluate ranking", known_only=True)
     if inputs.evaluation is not None:
         check_kind("--evaluation", inputs.evaluation, "evaluate patches")
-    for folder in inputs.training:
-        _identity(folder)
 
 
 def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Iterator[Sample]:

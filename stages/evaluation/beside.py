@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from ltrp_core.errors import RequestError
 from stages.protocols import Arrays, CacheReader
-from stages.recent_units import RecentUnits
+from stages.recent_units import RecentUnits, places_of
 from stages.types import SelectRun
 
 _OF_VIEW = ("size", "crop", "flip")
@@ -36,10 +38,9 @@ class Beside:
                 "evaluate those of one size and crop together"
             )
         self._units = frozenset(cache.units)
-        self._places: dict[str, tuple[str, int]] | None = None
+        self._taken: set[str] = set()
+        """Units whose images are those of a unit of the first selection"""
         self._recent = RecentUnits(cache.read)
-        self._counts: dict[str, int] = {}
-        """Images of the units that were read"""
         self._used = 0
 
     def rows(self, unit: str, arrays: Arrays) -> Arrays:
@@ -49,13 +50,13 @@ class Beside:
             RequestError: an image is missing here, or its view is another.
         """
         keys = arrays["key"].tolist()
-        own = self._whole_unit(unit, keys)
-        if own is None:
-            own = self._by_key(keys)
+        if not keys:
+            return arrays  # as empty as this selection's: none of the shard's images is usable
+        own = self._whole_unit(unit, keys) or self._by_key(keys)
         for name in _OF_VIEW:
-            same = (np.asarray(own[name]) == np.asarray(arrays[name])).reshape(len(keys), -1)
+            same = (own[name] == arrays[name]).reshape(len(keys), -1).all(axis=1)
             if not same.all():
-                key = keys[int(np.argmin(same.all(axis=1)))]
+                key = keys[int(np.argmin(same))]
                 raise RequestError(
                     f"{key!r} has another {name} in selection {self.label!r} than in the first: "
                     "they are of other views; select from the same shards with the same --crop"
@@ -66,40 +67,28 @@ class Beside:
     @property
     def num_alone(self) -> int:
         """Images that the first selection does not have, after all of its units were asked for."""
-        for unit in self._units.difference(self._counts):
-            self._counts[unit] = len(self.cache.read(unit)["key"])
-        return sum(self._counts.values()) - self._used
+        return 0 if self._taken == self._units else len(self._places) - self._used
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, int]]:
+        return places_of(self.cache, f"selection {self.label!r}")
 
     def _whole_unit(self, unit: str, keys: list[str]) -> Arrays | None:
-        if unit not in self._units:
+        own = self._recent[unit] if unit in self._units else {}
+        if not own or own["key"].tolist() != keys:
             return None
-        own = self._unit(unit)
-        return own if own["key"].tolist() == keys else None
-
-    def _unit(self, unit: str) -> Arrays:
-        arrays = self._recent[unit]
-        self._counts[unit] = len(arrays["key"])
-        return arrays
+        self._taken.add(unit)
+        return own
 
     def _by_key(self, keys: list[str]) -> Arrays:
         rows: dict[str, list[object]] = {}
         for key in keys:
-            arrays, row = self._find(key)
-            for name, values in arrays.items():
+            if key not in self._places:
+                raise RequestError(
+                    f"selection {self.label!r} does not have the image {key!r} of the first one; "
+                    "select from the same shards, to the end"
+                )
+            unit, row = self._places[key]
+            for name, values in self._recent[unit].items():
                 rows.setdefault(name, []).append(values[row])
         return {name: np.array(values) for name, values in rows.items()}
-
-    def _find(self, key: str) -> tuple[Arrays, int]:
-        if self._places is None:
-            self._places = {
-                found: (unit, row)
-                for unit in self.cache.units
-                for row, found in enumerate(self._unit(unit)["key"].tolist())
-            }
-        if key not in self._places:
-            raise RequestError(
-                f"selection {self.label!r} does not have the image {key!r} of the first one; "
-                "select from the same shards, to the end"
-            )
-        unit, row = self._places[key]
-        return self._unit(unit), row

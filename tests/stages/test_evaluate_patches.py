@@ -415,6 +415,35 @@ def test_two_selections_stand_beside_each_other_however_they_are_sharded(units):
     assert ("patch variance 2", "ranker") not in pairs
 
 
+@pytest.mark.parametrize("units", [("u", "empty"), ("b", "a", "c")])
+def test_a_unit_without_a_usable_image_adds_nothing(units):
+    class WithEmpty(Selections):
+        def read(self, unit):
+            if unit != "empty":
+                return super().read(unit)
+            return {name: values[:0] for name, values in super().read("a").items()}
+
+    class OtherWithEmpty(Other):
+        def read(self, unit, names=None):
+            arrays = super().read("a" if unit == "empty" else unit)
+            return {
+                name: values[: 0 if unit == "empty" else None] for name, values in arrays.items()
+            }
+
+    found, summary = evaluate_both(WithEmpty(("u", "empty")), OtherWithEmpty(units))
+    assert found.rows == evaluate_both(Selections(), Other())[0].rows
+    assert len(summary.notes) == 1, "the one on annotations"
+
+
+def test_a_key_that_a_further_selection_has_twice_is_refused():
+    class Doubled(Other):
+        def read(self, unit, names=None):
+            return super().read("a")
+
+    with pytest.raises(RequestError, match="'patch variance 2' has the key 'a' twice"):
+        evaluate_both(Selections(), Doubled(("one", "two")))
+
+
 def test_an_image_that_a_further_selection_lacks_is_named():
     with pytest.raises(RequestError, match=r"'patch variance 2' does not have the image 'b'"):
         evaluate_both(Selections(), Other(without="b"))

@@ -54,13 +54,8 @@ class LocalStorage(Storage):
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._at(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            _write_durably(temporary, data)
+        with _written_beside(path, data) as temporary:
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
 
     def replace_from(self, name: str, file: Path) -> None:
@@ -71,15 +66,11 @@ class LocalStorage(Storage):
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._at(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            _write_durably(temporary, data)
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _written_beside(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
         sync_folder(path.parent)
         return True
 
@@ -162,11 +153,19 @@ class LocalStorage(Storage):
         return self.path / check_inside(name, self.url) if name else self.path
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """Writes `data` durably beside `path`, whose folder is made; removed if the body leaves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
