@@ -6,6 +6,7 @@ Start at `create_selector`. The rows are here; a method is one file beside this 
 from ltrp_core.selectors.base import (
     ENTRY_POINTS,
     SELECTORS,
+    PlainSelector,
     ScoreSelector,
     Selector,
     SelectorOptions,
@@ -21,6 +22,7 @@ from ltrp_core.selectors.ranker import RANKER
 __all__ = [
     "ENTRY_POINTS",
     "SELECTORS",
+    "PlainSelector",
     "ScoreSelector",
     "Selector",
     "SelectorOptions",

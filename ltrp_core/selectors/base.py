@@ -100,6 +100,16 @@ class ScoreSelector(Selector):
         return self.keep(self.scores(images, keys), images, keeps)
 
 
+class PlainSelector(ScoreSelector):
+    """A score selector without a model: of the sizes that are asked for, else the paper's."""
+
+    def __init__(self, options: SelectorOptions) -> None:
+        """Takes sizes, homogeneous share and seed from the options."""
+        image_size, patch_size = options.image_size or IMAGE_SIZE, options.patch_size or PATCH_SIZE
+        super().__init__(image_size, patch_size, options.homogeneous)
+        self.seed = options.seed
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectorSpec:
     """One row of `SELECTORS`."""

@@ -8,23 +8,13 @@ import torch
 from torch import Tensor
 
 from ltrp_core.selectors.base import (
-    IMAGE_SIZE,
-    PATCH_SIZE,
-    ScoreSelector,
-    SelectorOptions,
+    PlainSelector,
     SelectorSpec,
 )
 from ltrp_core.selectors.references import center_scores, patch_variance, random_scores
 
 
-class _Baseline(ScoreSelector):
-    def __init__(self, options: SelectorOptions) -> None:
-        image_size, patch_size = options.image_size or IMAGE_SIZE, options.patch_size or PATCH_SIZE
-        super().__init__(image_size, patch_size, options.homogeneous)
-        self.seed = options.seed
-
-
-class RandomSelector(_Baseline):
+class RandomSelector(PlainSelector):
     """Patches in random order: the first draw of the `random` reference."""
 
     def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:
@@ -33,7 +23,7 @@ class RandomSelector(_Baseline):
         return torch.stack(draws).to(images.device)
 
 
-class CenterSelector(_Baseline):
+class CenterSelector(PlainSelector):
     """The patches nearest to the middle."""
 
     def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:
@@ -41,7 +31,7 @@ class CenterSelector(_Baseline):
         return center_scores(self.grid).expand(len(keys), -1).to(images.device)
 
 
-class VarianceSelector(_Baseline):
+class VarianceSelector(PlainSelector):
     """The patches whose pixels vary most."""
 
     def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:

@@ -16,10 +16,7 @@ from ltrp_core.distances import IMAGENET_STD
 from ltrp_core.errors import RequestError
 from ltrp_core.patches import patchify
 from ltrp_core.selectors.base import (
-    IMAGE_SIZE,
-    PATCH_SIZE,
-    ScoreSelector,
-    SelectorOptions,
+    PlainSelector,
     SelectorSpec,
 )
 
@@ -56,12 +53,8 @@ def border_contrast(images: Tensor, patch_size: int) -> Tensor:
     return squared.amin(dim=2).sqrt()
 
 
-class BorderSelector(ScoreSelector):
+class BorderSelector(PlainSelector):
     """The patches that differ most from the edge of the image."""
-
-    def __init__(self, options: SelectorOptions) -> None:
-        size, patch = options.image_size or IMAGE_SIZE, options.patch_size or PATCH_SIZE
-        super().__init__(size, patch, options.homogeneous)
 
     def scores(self, images: Tensor, keys: Sequence[str]) -> Tensor:
         """Returns the border contrast of each patch."""
