@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from ltrp_core.errors import RequestError
+from ltrp_core.partitions import num_visible
 
 LABELS = {"patch-variance": "patch variance", "border": "border contrast"}
 """Selectors whose name in tables is not their name as an option."""
@@ -63,13 +64,15 @@ _WHOSE = "; pass the --out folder of `ltrp-pipeline score` or `select`, as it wa
 
 
 def _value(kind: Any, name: str, found: Any, where: str) -> Any:
-    """Returns a value of JSON as `kind`, one of int, float, str, bool, tuple[float, ...]."""
+    """Returns a value of JSON as `kind`: int, float, str, bool, a Literal or tuple[float, ...]."""
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if kind is float and is_number:
         return float(found)
     if kind is int and is_number and found == int(found):
         return int(found)
     if kind in (str, bool) and isinstance(found, kind):
+        return found
+    if get_origin(kind) is Literal and found in get_args(kind):
         return found
     if kind == tuple[float, ...] and isinstance(found, list | tuple):
         return tuple(_value(float, name, one, where) for one in found)
@@ -90,6 +93,28 @@ class ScoreRun(ViewSizes):
     seed: int = 0
     pixels: bool = False
     mae_sha256: str = ""
+    scored: Literal["visible", "masked"] = "visible"
+    """Which patches of a partition have a score; those of masked ones: `--metric surprise`"""
+
+    @property
+    def partitions_per_round(self) -> int:
+        """Fewest partitions that can score every patch of a view once."""
+        return -(-self.length // self.num_scored)
+
+    @property
+    def disjoint_by(self) -> int | None:
+        """Partitions of a round, where two halves of a view's partitions must be whole rounds.
+
+        Of a cover of visible patches; else any partitions are independent of any others: None.
+        """
+        is_cover = self.sampler == "cover" and self.scored == "visible"
+        return self.partitions_per_round if is_cover else None
+
+    @property
+    def num_scored(self) -> int:
+        """Patches of a partition that have a score: n, or L - n."""
+        n = num_visible(self.length, self.mask_ratio)
+        return n if self.scored == "visible" else self.length - n
 
     @property
     def records(self) -> int:

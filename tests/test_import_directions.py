@@ -23,6 +23,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "ltrp_core",
     "stages.protocols",
     "stages.options",
+    "stages.named_weights",
     "stages.records",
     "stages.selectors",
     "stages.score_maps",
