@@ -27,8 +27,9 @@ from ltrp_core.linear import inference_linear
 from ltrp_core.mae import MaskedAutoencoder, create_mae, load_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.ranking_metrics import kendall_tau_b
-from ltrp_core.scoring import blocks, leave_one_out_scores
+from ltrp_core.scoring import blocks as mae_blocks
 from ltrp_core.scoring import leave_one_out as one_out
+from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.views import make_view, normalize, render_view
 
 Way = Callable[[MaskedAutoencoder, Tensor, Tensor], Tensor]
@@ -44,9 +45,9 @@ def _start(
     mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share: float
 ) -> tuple[Tensor, int]:
     """Returns the decoder's input (1, m + 1 + n, W), a share of the masked tokens in it, and m."""
-    masked = blocks.masked_patches(visible, mae.config.num_patches)
+    masked = mae_blocks.masked_patches(visible, mae.config.num_patches)
     masked = masked[:, _spread(masked.shape[1], share)]
-    tokens = blocks.decoder_tokens(mae, mae.encode(image, visible), visible, masked)
+    tokens = mae_blocks.decoder_tokens(mae, mae.encode(image, visible), visible, masked)
     return tokens, masked.shape[1]
 
 
@@ -82,7 +83,7 @@ def last_block_share(
     tokens, m = _start(mae, image, visible, 1.0)
     # The tokens that are read come first.
     chosen = _spread(m, share)
-    order = torch.cat([chosen, blocks.masked_patches(chosen[None], m)[0]])
+    order = torch.cat([chosen, mae_blocks.masked_patches(chosen[None], m)[0]])
     tokens = torch.cat([tokens[:, order], tokens[:, m:]], dim=1)
     kept = one_out._without_each(m + 1, visible.shape[1], tokens.device)
     return _passes(mae, tokens, kept, len(chosen))
@@ -99,11 +100,11 @@ def frozen_context(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share
     kept = one_out._without_each(m + 1, n, tokens.device)
     anchor, left_out = tokens, tokens[:, read].expand(n, -1, -1)
     for block in mae.decoder_blocks:
-        q, k, v = blocks.qkv_of(block, anchor)
-        anchor = blocks.finish(block, anchor, blocks.attend(q, k, v))
+        q, k, v = mae_blocks.qkv_of(block, anchor)
+        anchor = mae_blocks.finish(block, anchor, mae_blocks.attend(q, k, v))
         keys, values = (t[0][:, kept].transpose(0, 1) for t in (k, v))
         queries = _queries(block, left_out)
-        left_out = blocks.finish(block, left_out, blocks.attend(queries, keys, values))
+        left_out = mae_blocks.finish(block, left_out, mae_blocks.attend(queries, keys, values))
     return _distances(mae, anchor[:, read], left_out)
 
 
@@ -122,8 +123,8 @@ def early_exit(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, blocks: f
     anchor, left_out = one_out._shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
     for block in mae.decoder_blocks[1 : round(blocks * len(mae.decoder_blocks))]:
         anchor, left_out = (
-            blocks.whole_block(block, anchor),
-            blocks.whole_block(block, left_out),
+            mae_blocks.whole_block(block, anchor),
+            mae_blocks.whole_block(block, left_out),
         )
     return _distances(mae, anchor[:, :m], left_out[:, :m])
 
