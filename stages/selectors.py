@@ -10,8 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltrp_core.errors import RequestError
-from ltrp_core.selectors import SELECTORS, ScoreSelector, Selector, selector_names
+from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.selectors import (
+    SELECTORS,
+    Priors,
+    ScoreSelector,
+    Selector,
+    prior_names,
+    selector_names,
+)
 from ltrp_core.views import Crop, View, check_size, make_view
 from stages.protocols import CacheReader, Sample
 from stages.records import recorded_view
@@ -22,6 +29,8 @@ TEACHER = "teacher"
 OpenTeacher = Callable[[], CacheReader]
 """Picklable and small: each worker opens the cache itself."""
 KnownMap = NDArray[np.float32] | None
+_MOST_WEIGHT = 100
+"""Of a prior; beyond it the ranks by score could not be told apart in half precision."""
 
 
 def names() -> list[str]:
@@ -33,6 +42,30 @@ def names() -> list[str]:
 def baseline_names() -> list[str]:
     """Returns the names that `--baseline` takes: of the package's selectors without weights."""
     return [name for name, spec in SELECTORS.items() if spec.weights_file is None]
+
+
+def prior_weights(given: Sequence[str]) -> dict[str, float]:
+    """Returns the weights of `--prior NAME=WEIGHT` by name, in the order of the table, without 0.
+
+    Raises:
+        RequestError: another form, an unknown or repeated name, or a weight outside 0 to 100.
+    """
+    weights: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in prior_names():
+            raise unknown_name("prior", name, prior_names())
+        if name in weights:
+            raise RequestError(f"--prior {name} is given twice")
+        try:
+            weights[name] = float(number)
+        except ValueError as error:
+            raise RequestError(
+                f"--prior {text!r} is not of the form NAME=WEIGHT, such as {name}=0.5"
+            ) from error
+        if not 0 <= weights[name] <= _MOST_WEIGHT:
+            raise RequestError(f"--prior {text}: the weight is out of range 0 .. {_MOST_WEIGHT}")
+    return {name: weights[name] for name in prior_names() if weights.get(name)}
 
 
 class TeacherSelector(ScoreSelector):
@@ -80,23 +113,31 @@ def choose(
     keys: Sequence[str],
     keeps: Sequence[int],
     known: Sequence[KnownMap],
-) -> tuple[list[Tensor], Tensor | None]:
-    """Returns the kept patches (B, k) for each k, and the scores (B, L) if there are any.
+    priors: Priors,
+) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """Returns the kept patches (B, k) for each k, what they are by, and the selector's own scores.
 
     Args:
         known: scores (L,) of each image that came with its view.
+        priors: whose ranks are added; without any, scores are the selector's own.
+
+    Returns:
+        Kept patches; scores (B, L), if the selector has any; its own scores (B, L) where priors
+        were added, else None.
     """
-    scores = None
+    scores = plain = None
     if isinstance(selector, ScoreSelector):
         maps = [values for values in known if values is not None]
         if len(maps) == len(keys) > 0:
             scores = torch.from_numpy(np.stack(maps)).to(images.device)
         else:
             scores = selector.scores(images, keys)
+        if priors.weights:
+            plain, scores = scores, priors.add(scores, images, keys)
         kept = selector.keep(scores, images, keeps)
     else:
         kept = selector.select(images, keys, keeps)
-    return kept, scores
+    return kept, scores, plain
 
 
 def check_choices(

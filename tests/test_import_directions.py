@@ -24,6 +24,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.protocols",
     "stages.options",
     "stages.records",
+    "stages.selection_arrays",
     "stages.selectors",
     "stages.score_maps",
     "stages.recent_units",

@@ -17,17 +17,20 @@ from ltrp_core.selectors.base import (
 )
 from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
 from ltrp_core.selectors.border import BORDER
+from ltrp_core.selectors.priors import Priors, prior_names
 from ltrp_core.selectors.ranker import RANKER
 
 __all__ = [
     "ENTRY_POINTS",
     "SELECTORS",
     "PlainSelector",
+    "Priors",
     "ScoreSelector",
     "Selector",
     "SelectorOptions",
     "SelectorSpec",
     "create_selector",
+    "prior_names",
     "selector_names",
     "selector_spec",
 ]

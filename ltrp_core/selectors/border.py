@@ -62,4 +62,8 @@ class BorderSelector(PlainSelector):
         return border_contrast(images, self.patch_size)
 
 
-BORDER = SelectorSpec(make=BorderSelector, help="most unlike the edge of the image first")
+BORDER = SelectorSpec(
+    make=BorderSelector,
+    help="most unlike the edge of the image first",
+    assumes="objects do not touch the edge of the image; hurts close-ups, crops and crowds",
+)
