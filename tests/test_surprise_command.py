@@ -225,6 +225,7 @@ def test_what_does_not_fit_is_one_line(surprised, tmp_path):
     for options, what in (
         (("--list-length", 37), "more than the 36 patches"),
         (("--label", "partition", "--list-length", 34), "more than the 33 patches"),
+        (("--label-mix", "l2=1"), "unknown label-mix 'l2'"),
         (("--label-mix", "l1=1"), "unknown label-mix 'l1'"),
         (("--label-mix", "border=1"), "add surprise=1"),
         (("--label-mix", "surprise=1,border"), "not of the form NAME=WEIGHT"),

@@ -28,6 +28,7 @@ from pipeline.store.storage.local import LocalStorage
 from pipeline.store.units import unit_name
 from pipeline.training.folder import read_curve
 from stages import report
+from stages.evaluation.compared import missing_references
 from stages.evaluation.rows import EvaluationRow
 from stages.protocols import Progress, Sample, Summary
 from stages.score_maps import ScoreMaps, teacher_maps
@@ -102,6 +103,8 @@ def run_report(
         ):
             gallery.append(image)
             bar.advance(1)
+    if gallery:
+        summary.notes += missing_references({name for image in gallery for name in image.scores})
     evaluation = inputs.evaluation
     cards = [_training_card(folder) for folder in inputs.training]
     data = ReportData(
