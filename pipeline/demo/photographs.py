@@ -1,9 +1,11 @@
 """The demo's photographs: those of clear objects that wheels of its packages hold, and two crops.
 
 What was added to the first seven was settled, and outlined in `annotations.json`, before any score
-of it was looked at. A crop is no further photograph: intervals over images take it for one. Left out of what the wheels hold: the second picture of the stereo pair, the clock (blurred on purpose:
-it has no edge to outline), and what shows no object apart from a background (textures, text,
-microscopy, retina, moon, galaxies, drawings).
+of it was looked at. A crop is no further photograph, though intervals over images take it for one.
+
+Left out of what the wheels hold: the second picture of the stereo pair, the clock (blurred on
+purpose: it has no edge to outline), and what shows no object apart from a background (textures,
+text, microscopy, retina, moon, galaxies, drawings).
 """
 
 from __future__ import annotations
