@@ -9,7 +9,11 @@ from typing import Any, Self, get_type_hints
 
 from ltrp_core.errors import RequestError
 
-LABELS = {"patch-variance": "patch variance", "border": "border contrast"}
+LABELS = {
+    "patch-variance": "patch variance",
+    "border": "border contrast",
+    "border-features": "border contrast of features",
+}
 """Selectors whose name in tables is not their name as an option."""
 PLAIN_SCORE = "plain_score"
 """Array of a selector's own scores, where `score` is with the ranks of priors."""
