@@ -10,7 +10,11 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from ltrp_core.errors import RequestError
 from ltrp_core.partitions import num_visible
 
-LABELS = {"patch-variance": "patch variance", "border": "border contrast"}
+LABELS = {
+    "patch-variance": "patch variance",
+    "border": "border contrast",
+    "border-features": "border contrast of features",
+}
 """Selectors whose name in tables is not their name as an option."""
 PLAIN_SCORE = "plain_score"
 """Array of a selector's own scores, where `score` is with the ranks of priors."""

@@ -291,7 +291,7 @@ def test_differences_are_bold_where_the_interval_leaves_0_out(open_page) -> None
             "#evaluation details tr:has(strong)",
             "all => all.map(r => r.querySelector('th').textContent)",
         )
-        assert bold == ["center", "random"] * len(RATIOS)
+        assert bold == ["patch variance", "center", "random"] * len(RATIOS)
 
 
 def test_a_report_of_nothing_but_a_title_opens(open_page, tmp_path) -> None:
