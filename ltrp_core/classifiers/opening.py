@@ -86,10 +86,11 @@ def _entry_of(name: str) -> Mapping[str, Any]:
     base, _, tag = called.partition(".")
     if not timm.is_model(base):
         raise unknown_name("model of timm", base, timm.list_models())
-    entry = timm.get_pretrained_cfg(called)
-    if entry is None and tag:
+    try:
+        entry = timm.get_pretrained_cfg(called)
+    except RuntimeError as error:  # it has no such tag
         known = [one.partition(".")[2] for one in timm.list_pretrained(f"{base}.*")]
-        raise unknown_name(f"weights of {base}", tag, known)
+        raise unknown_name(f"weights of {base}", tag, known) from error
     return {} if entry is None else entry.to_dict()
 
 
