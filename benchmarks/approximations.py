@@ -23,10 +23,12 @@ import torch
 from ceilings import has_bf16
 from torch import Tensor
 
-from ltrp_core import scoring
+from ltrp_core.linear import inference_linear
 from ltrp_core.mae import MaskedAutoencoder, create_mae, load_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.ranking_metrics import kendall_tau_b
+from ltrp_core.scoring import blocks as mae_blocks
+from ltrp_core.scoring import leave_one_out as one_out
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.views import make_view, normalize, render_view
 
@@ -43,15 +45,15 @@ def _start(
     mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share: float
 ) -> tuple[Tensor, int]:
     """Returns the decoder's input (1, m + 1 + n, W), a share of the masked tokens in it, and m."""
-    masked = scoring._complement(visible, mae.config.num_patches)
+    masked = mae_blocks.masked_patches(visible, mae.config.num_patches)
     masked = masked[:, _spread(masked.shape[1], share)]
-    tokens = scoring._decoder_tokens(mae, mae.encode(image, visible), visible, masked)
+    tokens = mae_blocks.decoder_tokens(mae, mae.encode(image, visible), visible, masked)
     return tokens, masked.shape[1]
 
 
 def _project(mae: MaskedAutoencoder, change: Tensor) -> Tensor:
     """Returns l1 (n,) of differences (n, q, W) of hidden states behind the decoder's norm."""
-    projected = scoring.inference_linear(change, mae.decoder_pred.weight, None)
+    projected = inference_linear(change, mae.decoder_pred.weight, None)
     return projected.abs().mean(dim=(-2, -1))
 
 
@@ -63,15 +65,15 @@ def _distances(mae: MaskedAutoencoder, anchor: Tensor, left_out: Tensor) -> Tens
 def _passes(mae: MaskedAutoencoder, tokens: Tensor, kept: Tensor, reads: int) -> Tensor:
     """Returns l1 (passes,) at the first `reads` tokens, from passes over the `kept` ones."""
     left_out = tokens[:, kept].flatten(0, 1)
-    anchor, left_out = scoring._shared_first_block(mae.decoder_blocks[0], tokens, left_out, kept)
-    anchor, left_out = scoring._later_blocks(mae, anchor, left_out, reads)
+    anchor, left_out = one_out._shared_first_block(mae.decoder_blocks[0], tokens, left_out, kept)
+    anchor, left_out = one_out._later_blocks(mae, anchor, left_out, reads)
     return _project(mae, anchor - left_out)
 
 
 def thin_decoder(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share: float) -> Tensor:
     """Only a share of the masked tokens enter the decoder at all."""
     tokens, m = _start(mae, image, visible, share)
-    return _passes(mae, tokens, scoring._without_each(m + 1, visible.shape[1], tokens.device), m)
+    return _passes(mae, tokens, one_out._without_each(m + 1, visible.shape[1], tokens.device), m)
 
 
 def last_block_share(
@@ -81,9 +83,9 @@ def last_block_share(
     tokens, m = _start(mae, image, visible, 1.0)
     # The tokens that are read come first.
     chosen = _spread(m, share)
-    order = torch.cat([chosen, scoring._complement(chosen[None], m)[0]])
+    order = torch.cat([chosen, mae_blocks.masked_patches(chosen[None], m)[0]])
     tokens = torch.cat([tokens[:, order], tokens[:, m:]], dim=1)
-    kept = scoring._without_each(m + 1, visible.shape[1], tokens.device)
+    kept = one_out._without_each(m + 1, visible.shape[1], tokens.device)
     return _passes(mae, tokens, kept, len(chosen))
 
 
@@ -95,34 +97,34 @@ def frozen_context(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, share
     tokens, m = _start(mae, image, visible, 1.0)
     n = visible.shape[1]
     read = _spread(m, share)
-    kept = scoring._without_each(m + 1, n, tokens.device)
+    kept = one_out._without_each(m + 1, n, tokens.device)
     anchor, left_out = tokens, tokens[:, read].expand(n, -1, -1)
     for block in mae.decoder_blocks:
-        q, k, v = scoring._qkv(block, anchor)
-        anchor = scoring._finish(block, anchor, scoring._attend(q, k, v))
+        q, k, v = mae_blocks.qkv_of(block, anchor)
+        anchor = mae_blocks.finish(block, anchor, mae_blocks.attend(q, k, v))
         keys, values = (t[0][:, kept].transpose(0, 1) for t in (k, v))
         queries = _queries(block, left_out)
-        left_out = scoring._finish(block, left_out, scoring._attend(queries, keys, values))
+        left_out = mae_blocks.finish(block, left_out, mae_blocks.attend(queries, keys, values))
     return _distances(mae, anchor[:, read], left_out)
 
 
 def _queries(block: Any, tokens: Tensor) -> Tensor:
     width, heads = tokens.shape[-1], block.attn.num_heads
     weight, bias = block.attn.qkv.weight[:width], block.attn.qkv.bias[:width]
-    q = scoring.inference_linear(block.norm1(tokens), weight, bias)
+    q = inference_linear(block.norm1(tokens), weight, bias)
     return q.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def early_exit(mae: MaskedAutoencoder, image: Tensor, visible: Tensor, blocks: float) -> Tensor:
     """The difference is read behind a share of the decoder's blocks."""
     tokens, m = _start(mae, image, visible, 1.0)
-    kept = scoring._without_each(m + 1, visible.shape[1], tokens.device)
+    kept = one_out._without_each(m + 1, visible.shape[1], tokens.device)
     anchor, left_out = tokens, tokens[:, kept].flatten(0, 1)
-    anchor, left_out = scoring._shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
+    anchor, left_out = one_out._shared_first_block(mae.decoder_blocks[0], anchor, left_out, kept)
     for block in mae.decoder_blocks[1 : round(blocks * len(mae.decoder_blocks))]:
         anchor, left_out = (
-            scoring._whole_block(block, anchor),
-            scoring._whole_block(block, left_out),
+            mae_blocks.whole_block(block, anchor),
+            mae_blocks.whole_block(block, left_out),
         )
     return _distances(mae, anchor[:, :m], left_out[:, :m])
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ltrp_core.linear import inference_linear
 from ltrp_core.mae import MAEConfig, mae_config
 from ltrp_core.partitions import num_visible
-from ltrp_core.scoring_cost import Product, scoring_products
+from ltrp_core.scoring.cost import Product, scoring_products
 
 _LEAST_SECONDS = 0.2
 _SQUARE = 2048

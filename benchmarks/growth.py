@@ -36,7 +36,7 @@ from cache_runs import photographs, write_tar
 
 from ltrp_core.mae import MaskedAutoencoder, mae_config
 from ltrp_core.scoring import leave_one_out_scores
-from ltrp_core.scoring_cost import scoring_operations
+from ltrp_core.scoring.cost import scoring_operations
 from pipeline.console.progress import open_progress
 from pipeline.inputs import find_shards
 from pipeline.store.manifest import UnitRow

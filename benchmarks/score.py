@@ -25,7 +25,7 @@ from torch import Tensor
 from ltrp_core.mae import MaskedAutoencoder, create_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.scoring import leave_one_out_scores
-from ltrp_core.scoring_cost import scoring_operations, scoring_products
+from ltrp_core.scoring.cost import scoring_operations, scoring_products
 
 
 def masked_block(block: torch.nn.Module, hidden: Tensor, is_gone: Tensor, fused: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,34 @@ def sample_visible(
             chosen = np.take(permutation, range(group * n, group * n + n), mode="wrap")
         rows[partition] = np.sort(chosen)
     return rows
+
+
+def masked_patches(visible: NDArray[Any], length: int) -> NDArray[np.int64]:
+    """Returns the masked patches (..., L - n) of partitions, ascending.
+
+    Args:
+        visible: integers (..., n) from 0 to L - 1, distinct within a partition.
+        length: L.
+
+    Raises:
+        RequestError: an index is not of the grid, or stands twice in a partition.
+
+    >>> masked_patches(np.array([[0, 2], [1, 3]]), 4)
+    array([[1, 3],
+           [0, 2]])
+    """
+    visible = np.asarray(visible).astype(np.int64)
+    n = visible.shape[-1]
+    if visible.size and not 0 <= int(visible.min()) <= int(visible.max()) < length:
+        raise RequestError(
+            f"visible patches must be from 0 to L - 1 = {length - 1}; found {visible.min()} to "
+            f"{visible.max()}. Pass the length of the grid that was scored."
+        )
+    is_masked = np.ones((*visible.shape[:-1], length), dtype=bool)
+    np.put_along_axis(is_masked, visible, False, axis=-1)
+    if int(is_masked.sum()) != is_masked.size // length * (length - n):
+        raise RequestError("a partition holds a patch twice; check the cache")
+    return np.nonzero(is_masked)[-1].reshape(*visible.shape[:-1], length - n)
 
 
 def _permutation(key: str, view: int, name: str, length: int, seed: int) -> NDArray[np.int64]:

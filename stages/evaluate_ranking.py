@@ -195,33 +195,49 @@ def _row(
     )
 
 
+def _times(run: ScoreRun) -> str:
+    """Returns how often half of a view's partitions score a patch, on average."""
+    if run.disjoint_by is not None:
+        return str(run.partitions // run.disjoint_by // 2)
+    return f"{run.partitions // 2 * run.num_scored / run.length:.3g}"
+
+
 def _plateau(config: RankingConfig, source: ScoreMaps, summary: Summary) -> list[PlateauRow]:
     """Returns the tenths of a teacher's order; none of selections, nor of patches scored once."""
-    rounds = source.partitions_per_round
-    if rounds is None or not isinstance(source.run, ScoreRun):
+    run = source.run
+    if not isinstance(run, ScoreRun):
         return []
-    if source.run.records < 2 * rounds:
+    rounds = run.partitions_per_round
+    if run.records < 2 * rounds:
         summary.notes.append(
             f"how flat {source.name}'s order is cannot be told: its patches were scored "
             f"once; score with --partitions {2 * rounds} or more"
         )
         return []
     parts: list[Plateaus] = []
-    visible, score = [], []
+    patches, score, once = [], [], 0
     for unit in source.cache.units:
         arrays = source.unit(unit, with_noise=True)
-        if len(arrays["key"]):
-            parts.append(plateaus(arrays["map"], arrays["error"], DECILES))
-            visible.append(arrays["visible"][:, None])
-            score.append(arrays["score"][:, None])
+        # Of a cover every patch of every image; of iid partitions chance may leave some out.
+        is_twice = np.isfinite(arrays["error"]).all(axis=1)
+        once += int((~is_twice).sum())
+        if is_twice.any():
+            parts.append(plateaus(arrays["map"][is_twice], arrays["error"][is_twice], DECILES))
+            patches.append(arrays["patches"][is_twice, None])
+            score.append(arrays["score"][is_twice, None])
+    if once:
+        summary.notes.append(
+            f"{once} image(s) of {source.name} have patches that were scored once: how flat the "
+            "order is was measured without them"
+        )
     if not parts:
         return []
     twice = label_repeatability(
-        np.concatenate(visible), np.concatenate(score), source.run.length, groups=rounds
+        np.concatenate(patches), np.concatenate(score), run.length, groups=run.disjoint_by
     )
     summary.notes.append(
         f"two draws of {source.name}'s teacher agree with tau {twice.tau:.3f} "
-        f"({int(source.cache.run['partitions']) // rounds // 2} x each patch)"
+        f"({_times(run)} x each patch)"
     )
     flat, width, height = (
         np.concatenate([getattr(part, name) for part in parts])

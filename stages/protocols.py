@@ -199,13 +199,22 @@ class Records(Protocol):
     def lists(
         self, sample: NDArray[np.int64], record: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Returns visible (b, n) and score (b, n) of some records."""
+        """Returns the patches (b, m) that were scored in some records, and their scores.
+
+        m = n visible patches, or the L - n masked ones: what `run.scored` says.
+        """
         ...
 
     def visible_patches(
         self, sample: NDArray[np.int64], record: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
         """Returns the pixels (b, n, 3p²) of the visible patches of some records."""
+        ...
+
+    def view_patches(
+        self, sample: NDArray[np.int64], view: NDArray[np.int64], patches: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Returns the pixels (b, k, 3p²) of any patches (b, k) of some views; whole ones."""
         ...
 
     def whole_views(self, sample: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.uint8]:

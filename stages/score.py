@@ -1,4 +1,4 @@
-"""Stage 1: a frozen masked autoencoder scores the visible patches of every image (Sec. 3.2)."""
+"""Stage 1: a frozen masked autoencoder scores patches of every image (Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltrp_core.distances import DISTANCES
+from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
 from ltrp_core.patches import patchify
 from ltrp_core.precision import Precision, check_precision, fastest_faithful, needs_gpu
-from ltrp_core.scoring import Phase, Region, default_chunk, leave_one_out_scores
+from ltrp_core.scoring import (
+    SURPRISE,
+    Phase,
+    Region,
+    default_chunk,
+    leave_one_out_scores,
+    metric_names,
+    scored_by,
+    surprise_scores,
+)
 from ltrp_core.views import Crop, check_size, make_view, normalize, render_view
 from stages.devices import device_types, is_out_of_memory, resolve_device
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import stack_rows, view_row
 from stages.weights import check_same_weights
+
+SURPRISE_PARTITIONS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +54,7 @@ class ScoreConfig:
         0,
         low=0,
         help="partitions per view; 0 = L / n rounded up (11 at 196 patches): of --sampler cover "
-        "they show every patch, of iid, the default, most",
+        "they show every patch, of iid, the default, most; of --metric surprise 12",
     )
     sampler: Sampler = option("iid", help="iid (the paper's) or cover (every patch equally often)")
     crop: Crop = option(
@@ -53,7 +64,12 @@ class ScoreConfig:
     )
     mask_ratio: float = option(0.9, help="share of masked patches (Tab. 1b)")
     phase: Phase = option("decoder", help="where a patch is removed (Tab. 1g)")
-    metric: str = option("l1", names=DISTANCES, help="distance between reconstructions (Tab. 1c)")
+    metric: str = option(
+        "l1",
+        names=metric_names,
+        help="distance between reconstructions without and with a patch (Tab. 1c), or surprise, "
+        "not the paper's: the error at every masked patch, some 100 times cheaper a label",
+    )
     region: Region = option("masked", help="positions compared")
     precision: Literal["auto", Precision] = option(
         "auto",
@@ -72,13 +88,22 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.metric == SURPRISE:
+            for name, default in (("phase", "decoder"), ("region", "masked")):
+                if getattr(self, name) != default:
+                    raise RequestError(
+                        f"--{name} says nothing to --metric surprise, which leaves no patch out; "
+                        "leave it out"
+                    )
 
 
 def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, ArrayField]:
     """Returns the arrays of a unit: see cache_format.md."""
     length = mae.config.num_patches
     n = num_visible(length, config.mask_ratio)
-    records = (config.views, num_partitions(config, length), n)
+    records = (config.views, num_partitions(config, length))
+    scored = scored_by(config.metric)
+    num_scored = n if scored == "visible" else length - n
     wide = length > 255
     fields = {
         "key": ArrayField(dtype="string", shape=(), fill=""),
@@ -87,25 +112,32 @@ def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, Arra
         "flip": ArrayField(dtype="bool", shape=(config.views,), fill=False),
         "visible": ArrayField(
             dtype="uint16" if wide else "uint8",
-            shape=records,
+            shape=(*records, n),
             fill=65535 if wide else 255,
             delta=True,
             high=length,
             ascending=True,
         ),
-        "score": ArrayField(dtype=config.score_dtype, shape=records, fill=float("nan")),
+        "score": ArrayField(
+            dtype=config.score_dtype, shape=(*records, num_scored), fill=float("nan")
+        ),
     }
     if config.pixels:
         p = mae.config.patch_size
-        fields["pixels"] = ArrayField(dtype="uint8", shape=(*records, p, p, 3), fill=0, raw=True)
+        # Of masked patches each view whole, once: its partitions score nearly the same ones.
+        stored = (*records, n) if scored == "visible" else (config.views, length)
+        fields["pixels"] = ArrayField(dtype="uint8", shape=(*stored, p, p, 3), fill=0, raw=True)
     return fields
 
 
 def num_partitions(config: ScoreConfig, length: int) -> int:
     """Returns P: the option; if it is 0, as many as `cover` takes to show every patch.
 
-    `iid` draws as many, and leaves some patches out.
+    `iid` draws as many, and leaves some patches out. Of surprise 12: each patch has about 11 labels
+    then, and more bring little (docs/labels.md).
     """
+    if config.metric == SURPRISE:
+        return config.partitions or SURPRISE_PARTITIONS
     return config.partitions or cover_count(length, config.mask_ratio)
 
 
@@ -187,8 +219,7 @@ class UnitScorer:
         scores = self._scores(pixels, visible)
         made: dict[str, Any] = {"score": scores.unflatten(0, (len(group), -1)).cpu().numpy()}
         if self.config.pixels:
-            patches = visible_pixels(pixels, visible, self.mae.config.patch_size)
-            made["pixels"] = patches.unflatten(0, (len(group), -1)).numpy()
+            made["pixels"] = self._pixels(pixels, visible).unflatten(0, (len(group), -1)).numpy()
         return {
             name: stack_rows(
                 made[name] if name in made else [sample.rows[name] for sample in group], field
@@ -203,8 +234,17 @@ class UnitScorer:
             key, view, count, length, config.mask_ratio, config.seed, config.sampler
         )
 
+    def _pixels(self, pixels: Tensor, visible: Tensor) -> Tensor:
+        """Returns what is stored of views uint8 (B, 3, S, S): see `record_fields`."""
+        patch_size = self.mae.config.patch_size
+        if scored_by(self.config.metric) == "visible":
+            return visible_pixels(pixels, visible, patch_size)
+        return patchify(pixels, patch_size).unflatten(2, (patch_size, patch_size, 3))
+
     def _scores(self, pixels: Tensor, visible: Tensor) -> Tensor:
-        """Returns the scores (B, P, n) of views uint8 (B, 3, S, S), fewer at a time if need be.
+        """Returns the scores (B, P, n or L - n) of views uint8 (B, 3, S, S).
+
+        Fewer at a time are computed if need be.
 
         Raises:
             RuntimeError: memory is not enough for a single pair.
@@ -213,16 +253,7 @@ class UnitScorer:
         visible = visible.to(self.device)
         while True:
             try:
-                return leave_one_out_scores(
-                    self.mae,
-                    images,
-                    visible,
-                    phase=self.config.phase,
-                    metric=self.config.metric,
-                    region=self.config.region,
-                    precision=self.precision,
-                    chunk=self.chunk,
-                )
+                return self._scored(images, visible)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.chunk == 1:
                     raise
@@ -230,6 +261,23 @@ class UnitScorer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self._notes.append(f"out of memory: went on with {self.chunk} partitions at a time")
+
+    def _scored(self, images: Tensor, visible: Tensor) -> Tensor:
+        config = self.config
+        if config.metric == SURPRISE:
+            return surprise_scores(
+                self.mae, images, visible, precision=self.precision, chunk=self.chunk
+            )
+        return leave_one_out_scores(
+            self.mae,
+            images,
+            visible,
+            phase=config.phase,
+            metric=config.metric,
+            region=config.region,
+            precision=self.precision,
+            chunk=self.chunk,
+        )
 
 
 def visible_pixels(pixels: Tensor, visible: Tensor, patch_size: int) -> Tensor:
@@ -279,6 +327,8 @@ def _plan(config: ScoreConfig) -> tuple[dict[str, ArrayField], dict[str, Any]]:
         "image_size": mae.config.image_size,
         "patch_size": mae.config.patch_size,
     }
+    if scored_by(config.metric) == "masked":
+        weights["scored"] = "masked"
     return record_fields(config, mae), weights
 
 

@@ -1,8 +1,10 @@
 """Whole maps of scores, one per image, read from a cache: the one reader of them.
 
-A cache of `score --sampler cover` holds every patch's score in some partition, a cache of `select`
-the map that it went by. What all who read maps ask is checked here once: that a key is there once,
-that the views are one per image, and that no patch was left unscored.
+A cache of `score` holds the scores of some patches a partition, whose mean over partitions is a map
+where every patch was scored in one of them; a cache of `select` the map that it went by. What all
+who read maps ask is checked here once: that a key is there once, that the views are one per image,
+and that no patch was left unscored. That is read from the arrays: `--sampler cover` promises it of
+visible patches, and enough `iid` partitions have it too.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.errors import RequestError
-from ltrp_core.partitions import num_visible
 from ltrp_core.plateaus import map_with_noise
 from ltrp_core.repeatability import mean_map
 from stages.protocols import Arrays, CacheReader
 from stages.recent_units import RecentUnits, places_of
+from stages.records import scored_lists
 from stages.types import ScoreRun, SelectRun
 
 PLACE = ("key", "size", "crop", "flip")
 """Arrays that say of which view of which image a map is."""
-_REMEDY = "score with --sampler cover"
+_REMEDY = {
+    "visible": "score with --sampler cover and more --partitions",
+    "masked": "score with more --partitions",
+}
 
 
 class ScoreMaps:
@@ -39,7 +44,7 @@ class ScoreMaps:
         """Reads the keys of a cache; maps are read unit by unit when they are asked for.
 
         Args:
-            cache: of `score --sampler cover`, one view per image, or of `select`.
+            cache: of `score`, one view per image and every patch scored, or of `select`.
             name: what messages call it, such as `the teacher's cache`.
 
         Raises:
@@ -52,11 +57,8 @@ class ScoreMaps:
 
     @property
     def partitions_per_round(self) -> int | None:
-        """Partitions that score every patch once; None of selections."""
-        if not isinstance(self.run, ScoreRun):
-            return None
-        length = self.run.length
-        return -(-length // num_visible(length, self.run.mask_ratio))
+        """Fewest partitions that can score every patch once; None of selections."""
+        return self.run.partitions_per_round if isinstance(self.run, ScoreRun) else None
 
     def unit(self, unit: str, *, with_noise: bool = False) -> Arrays:
         """Returns `PLACE` and `map` float64 (N, L) of a unit, nan where a patch was never scored.
@@ -64,7 +66,7 @@ class ScoreMaps:
         Args:
             unit: its name.
             with_noise: of a teacher also `error` (N, L), the standard error of each score, and the
-                `visible` and `score` (N, P, n) that it comes from.
+                `patches` and `score` (N, P, m) that it comes from.
         """
         if isinstance(self.run, SelectRun):
             arrays = self.cache.read(unit, [*PLACE, self.run.score_name])
@@ -76,16 +78,17 @@ class ScoreMaps:
             arrays["map"] = arrays.pop(self.run.score_name).astype(np.float64)
             return arrays
         arrays = self.cache.read(unit, [*PLACE, "visible", "score"])
-        lists = (len(arrays["key"]), -1, arrays["visible"].shape[-1])
-        visible = arrays.pop("visible").reshape(lists).astype(np.int64)
-        score = arrays.pop("score").reshape(lists)
+        patches, score = scored_lists(self.run, arrays)
+        del arrays["visible"]
+        lists = (len(arrays["key"]), self.run.records, patches.shape[-1])
+        patches, score = patches.reshape(lists), score.reshape(lists)
         if not with_noise:
-            arrays["map"], _ = mean_map(visible, score, self.run.length)
+            arrays["map"], _ = mean_map(patches, score, self.run.length)
             return arrays
         empty = np.zeros((0, self.run.length))
-        noisy = map_with_noise(visible, score, self.run.length) if len(visible) else (empty, empty)
+        noisy = map_with_noise(patches, score, self.run.length) if len(patches) else (empty, empty)
         arrays["map"], arrays["error"] = noisy
-        arrays["visible"], arrays["score"] = visible, score
+        arrays["patches"], arrays["score"] = patches, score
         return arrays
 
     def find(self, key: str) -> tuple[Arrays, int]:
@@ -122,7 +125,7 @@ class ScoreMaps:
         Raises:
             RequestError: some have none; names the image.
         """
-        check_whole(scores[None], [key], self.name)
+        check_whole(scores[None], [key], self.name, self.run)
 
 
 def teacher_maps(
@@ -131,7 +134,7 @@ def teacher_maps(
     """Returns the maps of a teacher for selections that were made from its views.
 
     Args:
-        teacher: a cache of `score --sampler cover`.
+        teacher: a cache of `score` that has scored every patch.
         grid: g of the selections.
         crop: what their views are; random ones (`train`) are not the teacher's.
 
@@ -147,18 +150,14 @@ def teacher_maps(
     if run.crop != crop or run.grid != grid or not isinstance(run, ScoreRun):
         raise RequestError(
             f"{name} must hold evaluation views of a {grid} x {grid} grid; score with "
-            f"--crop {crop} --sampler cover"
+            f"--crop {crop}, and with --sampler cover if visible patches are scored"
         )
     return ScoreMaps(teacher, name)
 
 
-def covers(run: ScoreRun) -> bool:
-    """Returns whether the partitions of a view score each of its patches at least once."""
-    groups = -(-run.length // num_visible(run.length, run.mask_ratio))
-    return run.sampler == "cover" and run.partitions >= groups
-
-
-def check_whole(maps: NDArray[Any], keys: Sequence[str], name: str) -> None:
+def check_whole(
+    maps: NDArray[Any], keys: Sequence[str], name: str, run: ScoreRun | SelectRun
+) -> None:
     """Checks that maps (N, L) have a score of every patch.
 
     Raises:
@@ -167,8 +166,8 @@ def check_whole(maps: NDArray[Any], keys: Sequence[str], name: str) -> None:
     whole = np.isfinite(maps).all(axis=-1)
     if not whole.all():
         raise RequestError(
-            f"{name} leaves patches of {keys[int(np.argmin(whole))]!r} unscored; {_REMEDY} and "
-            "more --partitions"
+            f"{name} leaves patches of {keys[int(np.argmin(whole))]!r} unscored; "
+            f"{_REMEDY[run.scored if isinstance(run, ScoreRun) else 'visible']}"
         )
 
 
@@ -179,8 +178,12 @@ def _checked(cache: CacheReader, name: str) -> ScoreRun | SelectRun:
     if stage != "score":
         raise RequestError(f"{name} is of {str(stage)!r}, not of score or select")
     run = ScoreRun.of(cache.run, name)
-    if run.sampler != "cover":
-        raise RequestError(f"{name} has no whole score maps; make it with score --sampler cover")
+    if run.partitions < run.partitions_per_round:
+        raise RequestError(
+            f"{name} has no whole score maps: {run.partitions} partition(s) of {run.num_scored} "
+            f"scores cannot hold all {run.length} patches; {_REMEDY[run.scored]}: "
+            f"{run.partitions_per_round} or more"
+        )
     if run.crop == "train" and run.views > 1:
         raise RequestError(
             f"{name} has {run.views} random views of every image, and a map is of one; score with "

@@ -14,8 +14,11 @@ from ltrp_core.errors import RequestError
 from ltrp_core.losses import LOSSES, loss_by_name
 from ltrp_core.patches import unpatchify
 from ltrp_core.rankers import InitReport, Ranker, create_ranker, initialize_ranker
+from ltrp_core.scoring import metric_names
+from ltrp_core.selectors import prior_names
 from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
+from stages.named_weights import as_texts, named_weights
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
 from stages.training.config import TrainingConfig
@@ -24,7 +27,8 @@ from stages.training.hold_out import HoldOut, Split, split_samples
 from stages.training.loading import Loader
 from stages.training.loop import Task, Trained, fit
 from stages.training.order import RecordOrder
-from stages.training.ranking_batches import RankingBatch, RankingSteps
+from stages.training.ranking_batches import RankingSteps
+from stages.training.target_lists import Label, RankingBatch, TargetLists, read_mix
 from stages.types import ScoreRun
 from stages.weights import check_same_weights
 
@@ -55,10 +59,30 @@ class TrainRankerConfig(TrainingConfig):
         0, low=0, help="first places that count, where the loss has them; 0 = all"
     )
     weight_decay: float = option(0.06, low=0.0, help="the optimizer's; none on biases and norms")
+    label: Literal["auto", "map", "partition"] = option(
+        "auto",
+        absent="auto",
+        help="what a list is taught: scores of one partition (the paper's), or of a map, the mean "
+        "over the partitions of a view; auto: partition, of masked patches (surprise) map",
+    )
+    list_length: int = option(
+        0,
+        low=0,
+        absent=0,
+        help="patches of a list, drawn anew in every epoch; 0: all that a partition scored, of a "
+        "map or of masked patches a quarter of the view (49 of 196)",
+    )
+    label_mix: tuple[str, ...] = option(
+        (),
+        absent=(),
+        help="mix ranks within a map: METRIC=WEIGHT of the cache and of priors that need no cache, "
+        "such as surprise=1,border=1 (not in the paper)",
+    )
     records_per_image: int = option(
         1,
         low=0,
-        help="how many of an image's views x partitions an epoch shows, turn by turn; 0: all",
+        help="how many of an image's views x partitions (of maps: views) an epoch shows, turn by "
+        "turn; 0: all",
     )
     holdout: float = option(0.1, low=0.0, high=0.9, help="share kept for validation")
     holdout_by: Literal["auto", "unit", "image"] = option(
@@ -74,6 +98,13 @@ class TrainRankerConfig(TrainingConfig):
         "best", help="epoch whose weights are the ranker: the best on what is held out, or the last"
     )
     patience: int = option(0, low=0, help="epochs without a better one until it ends; 0 = never")
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+        # One form whatever the order and the spelling: it is part of the run's identity.
+        known = [*metric_names(), *prior_names()]
+        mix = named_weights(self.label_mix, known, "--label-mix")
+        object.__setattr__(self, "label_mix", as_texts(mix))
 
 
 @dataclass(slots=True)
@@ -109,8 +140,7 @@ def run(
 
     Args:
         records: what is trained on; its held-out part is validated on.
-        maps: records of `cover` partitions, whose held-out score maps are compared with the
-            ranker's; None where there are none.
+        maps: records that score every patch; their held-out maps are compared with the ranker's.
         ranks: which of the processes that train together this is.
         folder: opened for this config and these records.
         device: where this rank computes; empty: what `config.device` says.
@@ -125,11 +155,12 @@ def run(
     split = split_samples(records, config.holdout, config.holdout_by, config.seed)
     ranker, started_from = _make_ranker(config, records, ranks)
     notes = [*split.notes, *([started_from.summary()] if started_from else [])]
-    check_whole_views(ranker, records)
+    lists = target_lists(config, records)
+    check_whole_views(ranker, lists)
     step = RankerStep(ranker).to(target)
-    held_out = _hold_out(config, records, maps, split, ranks)
+    held_out = _hold_out(config, lists, maps, split, ranks)
     notes += held_out.notes
-    steps = _steps(config, records, split.train, ranks, whole=not ranker.sparse_input)
+    steps = _steps(config, lists, split.train, ranks, whole=not ranker.sparse_input)
     loader = Loader(steps, config.epochs, processes=loader_processes, pin=target.type == "cuda")
     trained = fit(
         _task(config, step, loader, steps, held_out, target),
@@ -158,14 +189,14 @@ def run(
 
 def _hold_out(
     config: TrainRankerConfig,
-    records: Records,
+    lists: TargetLists,
     maps: Records | None,
     split: Split,
     ranks: Processes,
 ) -> HoldOut:
     return HoldOut.make(
-        records,
-        maps,
+        lists,
+        None if maps is None else target_lists(config, maps),
         split,
         ranks,
         most_records=config.validation_records,
@@ -181,7 +212,7 @@ def _task(
     held_out: HoldOut,
     device: torch.device,
 ) -> Task:
-    keys, samples, order = steps.records.keys, steps.samples, steps.order
+    keys, samples, order = steps.lists.records.keys, steps.samples, steps.order
     return Task(
         name="train-ranker",
         model=model,
@@ -214,6 +245,36 @@ def check_config(config: TrainRankerConfig, cache: ScoreRun) -> None:
     with torch.random.fork_rng(devices=[]):
         _create(config, cache)
     _loss(config, torch.device("cpu"))
+    label = resolved_label(config, cache)
+    read_mix(config.label_mix, cache, label)
+    if config.list_length:
+        most = cache.length if label == "map" else cache.num_scored
+        if config.list_length > most:
+            raise RequestError(
+                f"--list-length {config.list_length} is more than the {most} patches that have a "
+                "score"
+            )
+
+
+def resolved_label(config: TrainRankerConfig, cache: ScoreRun) -> Label:
+    """Returns what `--label` comes to."""
+    if config.label != "auto":
+        return config.label
+    return "map" if cache.scored == "masked" or config.label_mix else "partition"
+
+
+def target_lists(config: TrainRankerConfig, records: Records) -> TargetLists:
+    """Returns what the ranker is taught of some records.
+
+    Raises:
+        RequestError: a mix that is none of this cache.
+    """
+    run, label = records.run, resolved_label(config, records.run)
+    length = config.list_length
+    if not length and (label == "map" or run.scored == "masked"):
+        length = max(run.length // 4, 1)
+    mix = read_mix(config.label_mix, run, label)
+    return TargetLists(records, label, length, mix, config.seed)
 
 
 class RankerStep(nn.Module):
@@ -248,13 +309,20 @@ class RankerStep(nn.Module):
         return scores
 
 
-def check_whole_views(ranker: Ranker, records: Records) -> None:
-    """Checks that a ranker with dense input can be given whole views.
+def check_whole_views(ranker: Ranker, lists: TargetLists) -> None:
+    """Checks that whole views are known where they are needed: by dense input, or by the label.
 
     Raises:
         RequestError: only the visible patches are known.
     """
-    if not ranker.sparse_input and not records.has_whole_views:
+    if lists.records.has_whole_views:
+        return
+    if lists.needs_whole_views:
+        raise RequestError(
+            f"--label {lists.label} takes any patches of a view, and the cache holds only the "
+            "visible ones; pass the scored images with --shards, or choose --label partition"
+        )
+    if not ranker.sparse_input:
         raise RequestError(
             f"ranker {ranker.config['name']!r} with dense input sees whole images, and the cache "
             "holds only patches of them; pass the scored images with --shards, or choose a vit_* "
@@ -290,9 +358,9 @@ def _create(config: TrainRankerConfig, cache: ScoreRun) -> Ranker:
 
 
 def _steps(
-    config: TrainRankerConfig, records: Records, samples: Any, ranks: Processes, *, whole: bool
+    config: TrainRankerConfig, lists: TargetLists, samples: Any, ranks: Processes, *, whole: bool
 ) -> RankingSteps:
-    per_sample = records.run.records
+    per_sample = lists.records_per_sample
     order = RecordOrder(
         num_samples=len(samples),
         records_per_sample=per_sample,
@@ -300,7 +368,7 @@ def _steps(
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    return RankingSteps(records, samples, order, ranks, config.accumulate, whole)
+    return RankingSteps(lists, samples, order, ranks, config.accumulate, whole)
 
 
 def _loss(

@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from ltrp_core.errors import RequestError
+from ltrp_core.partitions import num_visible
 
-LABELS = {"patch-variance": "patch variance", "border": "border contrast"}
+LABELS = {
+    "patch-variance": "patch variance",
+    "border": "border contrast",
+    "border-features": "border contrast of features",
+}
 """Selectors whose name in tables is not their name as an option."""
+PLAIN_SCORE = "plain_score"
+"""Array of a selector's own scores, where `score` is with the ranks of priors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +70,7 @@ _WHOSE = "; pass the --out folder of `ltrp-pipeline score` or `select`, as it wa
 
 
 def _value(kind: Any, name: str, found: Any, where: str) -> Any:
-    """Returns a value of JSON as `kind`, one of int, float, str, bool, tuple[float, ...]."""
+    """Returns a value of JSON as `kind`: int, float, str, bool, a Literal or a tuple of one."""
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if kind is float and is_number:
         return float(found)
@@ -71,8 +78,10 @@ def _value(kind: Any, name: str, found: Any, where: str) -> Any:
         return int(found)
     if kind in (str, bool) and isinstance(found, kind):
         return found
-    if kind == tuple[float, ...] and isinstance(found, list | tuple):
-        return tuple(_value(float, name, one, where) for one in found)
+    if get_origin(kind) is Literal and found in get_args(kind):
+        return found
+    if kind in (tuple[float, ...], tuple[str, ...]) and isinstance(found, list | tuple):
+        return tuple(_value(kind.__args__[0], name, one, where) for one in found)
     raise RequestError(f"{where} has {name} = {str(found)[:40]!r} in its run.json{_WHOSE}")
 
 
@@ -90,6 +99,28 @@ class ScoreRun(ViewSizes):
     seed: int = 0
     pixels: bool = False
     mae_sha256: str = ""
+    scored: Literal["visible", "masked"] = "visible"
+    """Which patches of a partition have a score; those of masked ones: `--metric surprise`"""
+
+    @property
+    def partitions_per_round(self) -> int:
+        """Fewest partitions that can score every patch of a view once."""
+        return -(-self.length // self.num_scored)
+
+    @property
+    def disjoint_by(self) -> int | None:
+        """Partitions of a round, where two halves of a view's partitions must be whole rounds.
+
+        Of a cover of visible patches; else any partitions are independent of any others: None.
+        """
+        is_cover = self.sampler == "cover" and self.scored == "visible"
+        return self.partitions_per_round if is_cover else None
+
+    @property
+    def num_scored(self) -> int:
+        """Patches of a partition that have a score: n, or L - n."""
+        n = num_visible(self.length, self.mask_ratio)
+        return n if self.scored == "visible" else self.length - n
 
     @property
     def records(self) -> int:
@@ -108,6 +139,8 @@ class SelectRun(ViewSizes):
     """Of schema 2, which had no `selector`: `ranker`, `teacher` or `baseline`"""
     baseline: str = ""
     """Of schema 2: which one"""
+    prior: tuple[str, ...] = ()
+    """NAME=WEIGHT of each prior whose ranks were added to the scores"""
     weights_sha256: str = ""
     ranker_sha256: str = ""
     """Of schema 2: `weights_sha256`"""
@@ -121,8 +154,9 @@ class SelectRun(ViewSizes):
 
     @property
     def label(self) -> str:
-        """What tables call it."""
-        return LABELS.get(self.selected_by, self.selected_by)
+        """What tables call it: the selector, and its priors with their weights."""
+        priors = [_term(*text.partition("=")[::2]) for text in self.prior]
+        return " + ".join([LABELS.get(self.selected_by, self.selected_by), *priors])
 
     @property
     def score_name(self) -> str:
@@ -130,9 +164,19 @@ class SelectRun(ViewSizes):
         return "score" if self.selector else f"{self.source}_score"
 
     @property
+    def plain_name(self) -> str:
+        """The array of the selector's own scores, which is there where priors were added."""
+        return PLAIN_SCORE
+
+    @property
     def weights(self) -> str:
         """sha256 of the weights that selected, in hex; empty if there were none."""
         return self.weights_sha256 or self.ranker_sha256
+
+
+def _term(name: str, weight: str) -> str:
+    """Returns `border`, or `0.5 border` of another weight than 1."""
+    return name if weight in ("", "1") else f"{weight} {name}"
 
 
 def score_name(run: Mapping[str, Any]) -> str:

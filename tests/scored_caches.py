@@ -1,5 +1,6 @@
 """Caches of a few photographs and what they say: the truth that training data are compared with."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from conftest import write_tar
 from pipeline.console.progress import JsonLineProgress
 from pipeline.inputs import find_shards
 from pipeline.store import open_cache
+from pipeline.store.records.forms import FORMS
+from pipeline.store.units import publish, seal
 from pipeline.training_data import StagedRecords, stage_records
 from pipeline.units.run import run_append_views, run_score
 from pipeline.units.runner import UnitOptions
@@ -90,3 +93,29 @@ def assert_same_records(records, expected):
             (visible[place], score[place], patches[place]), of_cache, strict=True
         ):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def forge(cache, unit, change):
+    """Changes the arrays of a Zarr unit and seals it anew, so that all checksums hold.
+
+    Args:
+        change: called with the arrays, which it changes in place.
+
+    Returns:
+        The arrays, changed.
+    """
+    receipt, arrays, folder = (
+        cache.receipt(unit),
+        cache.read(unit),
+        Path(cache.url) / "units" / unit,
+    )
+    change(arrays)
+    form = FORMS["zarr"]
+    with cache.storage.staging(unit) as made:
+        with form.writer(made / form.file, form.read_fields(folder / form.file)) as writer:
+            writer.append(arrays)
+        forged = seal(made, unit=unit, run_id=cache.run_id, n_ok=receipt.n_ok, bad=[],
+                      input=receipt.input, damage=None)  # fmt: skip
+        shutil.rmtree(folder)
+        publish(cache.storage, made, forged)
+    return arrays

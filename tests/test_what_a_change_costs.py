@@ -101,7 +101,7 @@ print(float(LOSSES["hinge"](torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]
 
 @pytest.mark.parametrize("changed", ["distance"], indirect=True)
 def test_a_distance_is_an_option_and_scores(changed):
-    assert "[l1|l2|psnr|ssim]" in command(changed, "score", "--help").replace("\n", "")
+    assert "[l1|l2|psnr|ssim|surprise]" in command(changed, "score", "--help").replace("\n", "")
     found = run(changed, """
 import json, torch
 from ltrp_core.mae import load_mae

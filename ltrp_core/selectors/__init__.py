@@ -17,17 +17,21 @@ from ltrp_core.selectors.base import (
 )
 from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
 from ltrp_core.selectors.border import BORDER
+from ltrp_core.selectors.border_features import BORDER_FEATURES
+from ltrp_core.selectors.priors import Priors, prior_names
 from ltrp_core.selectors.ranker import RANKER
 
 __all__ = [
     "ENTRY_POINTS",
     "SELECTORS",
     "PlainSelector",
+    "Priors",
     "ScoreSelector",
     "Selector",
     "SelectorOptions",
     "SelectorSpec",
     "create_selector",
+    "prior_names",
     "selector_names",
     "selector_spec",
 ]
@@ -39,5 +43,6 @@ SELECTORS.update(
         "center": CENTER,
         "patch-variance": VARIANCE,
         "border": BORDER,
+        "border-features": BORDER_FEATURES,
     }
 )

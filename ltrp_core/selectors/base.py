@@ -119,6 +119,8 @@ class SelectorSpec:
     """A few words, for lists of selectors"""
     weights_file: Callable[[str], Path] | None = None
     """Of `weights`, the file whose sha256 says which weights they are; None: it has none"""
+    assumes: str = ""
+    """Of one that may be a prior: what that assumes, and where it hurts; see `Priors`"""
 
 
 SELECTORS: dict[str, SelectorSpec] = {}

@@ -41,5 +41,13 @@ class VarianceSelector(PlainSelector):
 
 
 RANDOM = SelectorSpec(make=RandomSelector, help="in random order")
-CENTER = SelectorSpec(make=CenterSelector, help="nearest to the middle first")
-VARIANCE = SelectorSpec(make=VarianceSelector, help="most varied pixels first")
+CENTER = SelectorSpec(
+    make=CenterSelector,
+    help="nearest to the middle first",
+    assumes="the photographer's habit of centering; looks at no pixel, hurts off center",
+)
+VARIANCE = SelectorSpec(
+    make=VarianceSelector,
+    help="most varied pixels first",
+    assumes="objects have more detail than the ground; hurts on grass, gravel and crowds",
+)

@@ -44,8 +44,8 @@ class DemoTraining:
     ranker_epochs: int
 
 
-FULL = DemoTraining(mae_epochs=32, mae_views=32, score_views=12, ranker_epochs=12)
-QUICK = DemoTraining(mae_epochs=8, mae_views=32, score_views=2, ranker_epochs=6)
+FULL = DemoTraining(mae_epochs=19, mae_views=32, score_views=7, ranker_epochs=12)
+QUICK = DemoTraining(mae_epochs=5, mae_views=32, score_views=2, ranker_epochs=4)
 
 
 def run_demo(out: Path, *, training: DemoTraining | None) -> int:
@@ -66,7 +66,10 @@ def run_demo(out: Path, *, training: DemoTraining | None) -> int:
     claim_folder(out, "demo", {"training": training and dataclasses.asdict(training)})
     demo: _Demo = _Demo(out) if training is None else _TrainedDemo(out, training)
     steps: list[_Step] = [
-        ("pack: photographs that two packages ship -> tar shards", partial(demo.pack, photographs)),
+        (
+            "pack: photographs of three packages, two crops -> tar shards",
+            partial(demo.pack, photographs),
+        ),
         *demo.steps(),
         ("select: the ranker sees whole photographs, keeps k patches", demo.select),
         ("evaluate: do the kept patches lie on objects? (drawn by hand)", demo.evaluate),
@@ -160,7 +163,7 @@ class _TrainedDemo(_Demo):
     """The demo whose masked autoencoder and ranker know nothing but its photographs."""
 
     last_words = (
-        "An autoencoder that saw seven photographs for two minutes guesses colors, not objects:\n"
+        "An autoencoder that saw ten photographs for two minutes guesses colors, not objects:\n"
         "this shows how everything fits together. The README says how to run it on real weights."
     )
 

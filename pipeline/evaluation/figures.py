@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.plots import METRICS, styles_of
+from pipeline.evaluation.styles import styles_of
+from pipeline.plots import METRICS
 from stages.evaluation.rows import EvaluationRow
 
 _SIZE_INCHES = (8.4, 5.6)

@@ -16,9 +16,11 @@ from pipeline.inputs import Shard
 from pipeline.store.cache import Cache
 from pipeline.store.replay import match_shards, replay_views
 from stages.protocols import Arrays
-from stages.types import ViewSizes, score_name
+from stages.records import scored_lists
+from stages.types import ScoreRun, ViewSizes, score_name
 
 _SHOWN_KEYS = 8
+_SHOWN_SCORES = 64
 
 
 def find_unit(cache: Cache, name: str) -> str:
@@ -83,7 +85,7 @@ def describe_sample(cache: Cache, unit: str, key: str) -> str:
         flip = ", mirrored" if arrays["flip"][row, view] else ""
         lines.append(f"  view {view}: {columns} x {rows} px at ({left}, {top}){flip}")
         if "visible" in arrays:
-            lines += _partitions(arrays, row, view, _grid(cache))
+            lines += _partitions(*_scored(cache, arrays, row, view), _grid(cache))
     name = score_name(cache.run)
     if cache.run.get("stage") == "select" and name in arrays:
         lines += _table(arrays[name][row].astype(float), _grid(cache))
@@ -122,25 +124,38 @@ def draw_sample(
             f"{unit} has {shape[1]} view(s) of {shape[2]} partition(s); "
             f"there is no view {view}, partition {partition}"
         )
-    visible = arrays["visible"][row, view, partition].astype(int)
-    score = arrays["score"][row, view, partition].astype(float)
+    patches, score = (lists[partition] for lists in _scored(cache, arrays, row, view))
     if shards:
         one = {n: values[row : row + 1] for n, values in arrays.items() if n in _TO_REPLAY}
         shard = match_shards(cache, shards, [unit])[unit]
         picture = replay_views(cache, unit, one, shard)[0, view].transpose(1, 2, 0)
         shown = "the view"
     elif "pixels" in arrays:
-        picture = _from_pixels(arrays["pixels"][row, view], arrays["visible"][row, view], cache)
+        picture = _from_pixels(arrays, row, view, cache)
         shown = "what the cache holds of the view"
     else:
         raise RequestError(
             f"{cache.url} holds no pixels; pass --shards, and the view is cut out again"
         )
     title = f"{key}, view {view}, partition {partition}"
-    _draw(picture, shown, visible, score, _grid(cache), title, out)
+    which = f"its {_run(cache).scored} patches, by score"
+    _draw(picture, (shown, which), patches, score, _grid(cache), title, out)
 
 
 _TO_REPLAY = ("key", "crop", "flip")
+
+
+def _run(cache: Cache) -> ScoreRun:
+    return ScoreRun.of(cache.run, cache.url)
+
+
+def _scored(
+    cache: Cache, arrays: Arrays, row: int, view: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the patches (P, m) that were scored in a view, and their scores."""
+    of_view = {name: arrays[name][row, view] for name in ("visible", "score")}
+    patches, score = scored_lists(_run(cache), of_view)
+    return patches, score.astype(np.float64)
 
 
 def _row(cache: Cache, unit: str, arrays: Arrays, key: str) -> int | None:
@@ -173,16 +188,14 @@ def _distribution(values: NDArray[Any]) -> str:
     )
 
 
-def _partitions(arrays: Arrays, row: int, view: int, grid: int) -> list[str]:
+def _partitions(patches: NDArray[np.int64], score: NDArray[np.float64], grid: int) -> list[str]:
     lines = []
-    for partition in range(arrays["score"].shape[2]):
-        visible = arrays["visible"][row, view, partition].astype(int)
-        score = arrays["score"][row, view, partition].astype(float)
-        order = np.lexsort((visible, -score))
-        best = "  ".join(
-            f"({visible[i] // grid},{visible[i] % grid}) {score[i]:.4g}" for i in order
-        )
-        lines.append(f"    partition {partition}, (row,column) score, best first: {best}")
+    for partition, (scored, values) in enumerate(zip(patches, score, strict=True)):
+        order = np.lexsort((scored, -values))
+        shown = order[:_SHOWN_SCORES]
+        best = "  ".join(f"({scored[i] // grid},{scored[i] % grid}) {values[i]:.4g}" for i in shown)
+        more = f"  ... {len(order) - len(shown)} more" if len(order) > len(shown) else ""
+        lines.append(f"    partition {partition}, (row,column) score, best first: {best}{more}")
     return lines
 
 
@@ -191,21 +204,23 @@ def _table(values: NDArray[np.float64], grid: int) -> list[str]:
     return ["    " + " ".join(f"{value:7.3f}" for value in line) for line in rows]
 
 
-def _from_pixels(
-    pixels: NDArray[np.uint8], visible: NDArray[Any], cache: Cache
-) -> NDArray[np.uint8]:
-    """Returns the patches that any partition (P, n, p, p, 3) of a view shows, on gray."""
-    grid, size = _grid(cache), ViewSizes.of(cache.run, cache.url).patch_size
+def _from_pixels(arrays: Arrays, row: int, view: int, cache: Cache) -> NDArray[np.uint8]:
+    """Returns what the cache holds of a view, on gray: all of it, or what any partition shows."""
+    run = _run(cache)
+    grid, size = run.grid, run.patch_size
     canvas = np.full((grid, grid, size, size, 3), 127, dtype=np.uint8)
-    for index, patch in zip(visible.reshape(-1), pixels.reshape(-1, size, size, 3), strict=True):
+    is_whole = run.scored == "masked"
+    places = np.arange(run.length) if is_whole else arrays["visible"][row, view].reshape(-1)
+    patches = arrays["pixels"][row, view].reshape(-1, size, size, 3)
+    for index, patch in zip(places, patches, strict=True):
         canvas[index // grid, index % grid] = patch
     return canvas.transpose(0, 2, 1, 3, 4).reshape(grid * size, grid * size, 3)
 
 
 def _draw(
     picture: NDArray[np.uint8],
-    shown: str,
-    visible: NDArray[np.int64],
+    titles: tuple[str, str],
+    patches: NDArray[np.int64],
     score: NDArray[np.float64],
     grid: int,
     title: str,
@@ -221,19 +236,17 @@ def _draw(
 
     size = len(picture) // grid
     dim = (0.12 * picture + 0.88 * 235).astype(np.uint8)
-    for index in visible.tolist():
+    for index in patches.tolist():
         top, left = index // grid * size, index % grid * size
         dim[top : top + size, left : left + size] = picture[top : top + size, left : left + size]
     scale = Normalize(float(score.min()), float(score.max()))
     colors = colormaps["viridis"]
     figure, panels = pyplot.subplots(1, 2, figsize=(9.2, 4.6), layout="constrained")
-    for panel, image, name in zip(
-        panels, (picture, dim), (shown, "its visible patches, by score"), strict=True
-    ):
+    for panel, image, name in zip(panels, (picture, dim), titles, strict=True):
         panel.imshow(image)
         panel.set_title(name, fontsize=10)
         panel.set_axis_off()
-    for index, value in zip(visible.tolist(), score.tolist(), strict=True):
+    for index, value in zip(patches.tolist(), score.tolist(), strict=True):
         corner = (index % grid * size - 0.5, index // grid * size - 0.5)
         frame = Rectangle(corner, size, size, fill=False, linewidth=2.2, color=colors(scale(value)))
         panels[1].add_patch(frame)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ltrp_core.errors import RequestError
+from ltrp_core.scoring import scored_by
 from pipeline.inputs import Shard
 from pipeline.inputs.samples import SampleStream
 from pipeline.inputs.shards import FolderShard
@@ -38,7 +39,7 @@ class Plan:
     records: int
     """(view, partition) pairs of all images"""
     passes: int
-    """Decoder passes: one per record and one more for each of its visible patches."""
+    """Decoder passes: one per record, and one more for each patch that is left out"""
     encoder_passes: int
     """One a record; in the encoder phase as many as decoder passes"""
     device: str
@@ -78,7 +79,7 @@ def make_plan(
         else round(input_bytes / (read_bytes / tried))
     )
     each = blocks[0]["visible"].shape[1] * blocks[0]["visible"].shape[2]
-    n = blocks[0]["visible"].shape[3]
+    left_out = blocks[0]["visible"].shape[3] if scored_by(config.metric) == "visible" else 0
     record_bytes, files = _measured_size(blocks, scorer, store, images, len(shards))
     device = scorer.device
     return Plan(
@@ -87,8 +88,8 @@ def make_plan(
         images=images,
         images_are_exact=exact,
         records=images * each,
-        passes=images * each * (n + 1),
-        encoder_passes=images * each * (n + 1 if config.phase == "encoder" else 1),
+        passes=images * each * (left_out + 1),
+        encoder_passes=images * each * (left_out + 1 if config.phase == "encoder" else 1),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
         tried=tried,

@@ -18,7 +18,7 @@ from pipeline.store.errors import DamagedUnitError
 from pipeline.store.replay import render_tiles
 from pipeline.training_data.extents import ExtentReader, Extents, map_array
 from pipeline.training_data.staging import read_ready
-from stages.records import recorded_view
+from stages.records import recorded_view, scored_lists
 from stages.types import ScoreRun
 
 _VIEWS_KEPT = 64
@@ -67,11 +67,11 @@ class StagedRecords:
     def lists(
         self, sample: NDArray[np.int64], record: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Returns visible (b, n) and score (b, n) of some records."""
+        """Returns the patches (b, m) that were scored in some records, and their scores."""
         view, partition = np.divmod(record, self.run.partitions)
-        visible = self._array("visible")[sample, view, partition]
-        score = self._array("score")[sample, view, partition]
-        return visible.astype(np.int64), score.astype(np.float32)
+        arrays = {name: self._array(name)[sample, view, partition] for name in ("visible", "score")}
+        patches, score = scored_lists(self.run, arrays)
+        return patches, score.astype(np.float32)
 
     def visible_patches(
         self, sample: NDArray[np.int64], record: NDArray[np.int64]
@@ -83,19 +83,32 @@ class StagedRecords:
             RequestError: an image cannot be read or is not the one that was scored.
         """
         view, partition = np.divmod(record, self.run.partitions)
-        if self._pixels:
+        if self._pixels and not self._stores_views:
             return self._stored_pixels(sample, view, partition)
         visible = self._array("visible")[sample, view, partition].astype(np.int64)
+        return self.view_patches(sample, view, visible)
+
+    def view_patches(
+        self, sample: NDArray[np.int64], view: NDArray[np.int64], patches: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Returns the pixels (b, k, 3p²) of any patches (b, k) of some views, channel fastest.
+
+        Raises:
+            DamagedUnitError, RequestError: as `visible_patches`; or not `has_whole_views`.
+        """
         if self._views is not None:
-            chosen: NDArray[np.uint8] = self._views[sample[:, None], view[:, None], visible]
+            chosen: NDArray[np.uint8] = self._views[sample[:, None], view[:, None], patches]
             return chosen
-        patches = np.empty((*visible.shape, self._patch_bytes), np.uint8)
-        rows, columns = np.divmod(visible, self._grid)
+        if not self._has_images:
+            places = patches[..., None]
+            return np.take_along_axis(self.whole_views(sample, view), places, axis=1)
+        pixels = np.empty((*patches.shape, self._patch_bytes), np.uint8)
+        rows, columns = np.divmod(patches, self._grid)
         for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
             tiles = self._replayed(row, number)
-            chosen_tiles = patches[place].reshape(-1, *tiles.shape[2:])
+            chosen_tiles = pixels[place].reshape(-1, *tiles.shape[2:])
             chosen_tiles[...] = tiles[rows[place], columns[place]]
-        return patches
+        return pixels
 
     def whole_views(self, sample: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Returns all patches (b, L, 3p²) of some views, channel fastest.
@@ -117,6 +130,8 @@ class StagedRecords:
                 tiles = self._replayed(row, number)
                 patches[place].reshape(tiles.shape)[...] = tiles
             return patches
+        if self._stores_views:
+            return self._stored_pixels(sample, view, np.zeros(len(sample), np.int64))
         partitions = self.run.partitions
         for place, (row, number) in enumerate(zip(sample.tolist(), view.tolist(), strict=True)):
             rows, views = np.full(partitions, row), np.full(partitions, number)
@@ -161,9 +176,16 @@ class StagedRecords:
     def _has_images(self) -> bool:
         return (self.folder / "images.npy").exists()
 
+    @property
+    def _stores_views(self) -> bool:
+        """Whether stored pixels are those of whole views, once, and not of visible patches."""
+        return self.run.scored == "masked" and bool(self._pixels)
+
     @cached_property
     def _is_covered(self) -> bool:
-        """Whether the partitions of each view hold every patch, and their pixels are stored."""
+        """Whether the stored pixels of each view are those of every patch."""
+        if self._stores_views:
+            return True
         groups = -(-self._length // self._array("visible").shape[-1])
         covers = self.run.sampler == "cover" and self.run.partitions >= groups
         return covers and bool(self._pixels)
@@ -185,7 +207,10 @@ class StagedRecords:
     def _stored_pixels(
         self, sample: NDArray[np.int64], view: NDArray[np.int64], partition: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
+        """Returns the patches that are stored of some partitions, or of whole views: number 0."""
         n, partitions = self._array("visible").shape[-1], self.run.partitions
+        if self._stores_views:
+            n, partitions = self._length, 1
         patches = np.empty((len(sample), n, self._patch_bytes), np.uint8)
         list_bytes = n * self._patch_bytes
         if len(self._pixels) > 1:

@@ -19,10 +19,10 @@ from stages.protocols import Records
 from stages.score_maps import check_whole
 from stages.training.ddp import Processes
 from stages.training.order import Picks
-from stages.training.ranking_batches import read_batch
+from stages.training.target_lists import HELD_OUT, TargetLists, view_lists
 
 _AT_A_TIME = 64
-_SAME_IN_MAPS = ("image_size", "patch_size", "mae_sha256")
+_SAME_IN_MAPS = ("image_size", "patch_size", "mae_sha256", "metric")
 """What a cache of score maps and one that is trained on must have in common."""
 
 
@@ -98,7 +98,7 @@ def _by_hash(names: Sequence[str], count: int, seed: int) -> list[int]:
 class HoldOut:
     """Held-out records and score maps, and how a ranker does on them."""
 
-    records: Records
+    lists: TargetLists
     picks: Picks
     maps_of: Records | None
     map_views: Picks
@@ -112,23 +112,28 @@ class HoldOut:
     @classmethod
     def make(
         cls,
-        records: Records,
-        maps: Records | None,
+        lists: TargetLists,
+        maps: TargetLists | None,
         split: Split,
         ranks: Processes,
         *,
         most_records: int,
         most_maps: int,
     ) -> HoldOut:
-        """Chooses what is measured: some records, and whole maps where partitions cover a view.
+        """Chooses what is measured: some records, and whole maps where every patch has a score.
+
+        Args:
+            lists: what is trained on and held out.
+            maps: of a cache of score maps, whose label is made like that of `lists`.
 
         Raises:
-            RequestError: `maps` do not cover their views, are of another grid or autoencoder, or
-                hold no image that is held out.
+            RequestError: `maps` leave patches unscored, are of another grid or autoencoder, or hold
+                no image that is held out.
         """
+        records = lists.records
         ceiling: dict[str, float] = {}
         notes: list[str] = []
-        picks = _some_records(records, split.held_out, most_records)
+        picks = _some_records(lists, split.held_out, most_records)
         for_maps = _spread(split.held_out, most_maps)
         ceiling |= _repeatability(records, for_maps, notes)
         source, views, chosen = (
@@ -137,14 +142,15 @@ class HoldOut:
             np.zeros((0, 0), np.float32),
         )
         if maps is not None:
-            source, rows = maps, _rows_of(maps, records, split.held_out)
+            source = maps.records
+            rows = _rows_of(source, records, split.held_out)
             views, chosen = _score_maps(maps, _spread(rows, most_maps), records)
-            found = _repeatability(maps, views.sample, notes)
+            found = _repeatability(source, views.sample, notes)
             ceiling = {f"cover_{name}": value for name, value in found.items()} | ceiling
-        elif len(for_maps) and _covers(records) and records.has_whole_views:
+        elif len(for_maps) and records.has_whole_views and _are_whole(records, for_maps):
             source = records
-            views, chosen = _score_maps(records, for_maps, records)
-        return cls(records, picks, source, views, chosen, ranks, ceiling, notes)
+            views, chosen = _score_maps(lists, for_maps, records)
+        return cls(lists, picks, source, views, chosen, ranks, ceiling, notes)
 
     @property
     def num_records(self) -> int:
@@ -187,7 +193,7 @@ class HoldOut:
         whole = not model.ranker.sparse_input  # type: ignore[union-attr]
         totals: dict[str, Tensor] = {}
         for picks in self._mine(self.picks):
-            batch = read_batch(self.records, picks, whole=whole)
+            batch = self.lists.batch(picks, HELD_OUT, whole=whole)
             scores = model(batch.patches.to(device), batch.visible.to(device)).float().cpu()
             for name, values in {
                 "tau": kendall_tau_b(scores, batch.score),
@@ -228,9 +234,9 @@ def _add(totals: dict[str, Tensor], name: str, values: Tensor) -> None:
     totals[name] = totals.get(name, torch.zeros(2, dtype=torch.float64)) + amount
 
 
-def _some_records(records: Records, samples: NDArray[np.int64], limit: int) -> Picks:
+def _some_records(lists: TargetLists, samples: NDArray[np.int64], limit: int) -> Picks:
     """Returns up to `limit` records: one of each sample, then a second one, and so on."""
-    per_sample = records.run.records
+    per_sample = lists.records_per_sample
     count = min(limit, len(samples) * per_sample)
     samples = _spread(samples, limit)
     record, place = np.divmod(np.arange(count), max(len(samples), 1))
@@ -256,50 +262,36 @@ def _rows_of(maps: Records, records: Records, held_out: NDArray[np.int64]) -> ND
     return rows
 
 
-def _covers(records: Records) -> bool:
-    return records.run.sampler == "cover" and _rounds(records) >= 1
+def _are_whole(records: Records, samples: NDArray[np.int64]) -> bool:
+    """Returns whether every patch of the first views of some samples has a score."""
+    run = records.run
+    if run.partitions < run.partitions_per_round:
+        return False
+    patches, score = _first_views(records, samples)
+    maps, _ = mean_map(patches, score, run.length)
+    return bool(np.isfinite(maps).all())
 
 
-def _rounds(records: Records) -> int:
-    return records.run.partitions // _groups(records)
-
-
-def _groups(records: Records) -> int:
-    length = _length(records)
-    visible, _ = records.lists(np.zeros(1, np.int64), np.zeros(1, np.int64))
-    return -(-length // visible.shape[1])
-
-
-def _length(records: Records) -> int:
-    return records.run.length
-
-
-def _view_lists(
+def _first_views(
     records: Records, samples: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Returns all partitions (M, P, n) of the first view of some samples."""
-    partitions = records.run.partitions
-    visible, score = records.lists(
-        samples.repeat(partitions), np.tile(np.arange(partitions), len(samples))
-    )
-    shape = (len(samples), partitions, visible.shape[1])
-    return visible.reshape(shape), score.reshape(shape)
+    return view_lists(records, samples, np.zeros(len(samples), np.int64))
 
 
 def _score_maps(
-    source: Records, rows: NDArray[np.int64], records: Records
+    source: TargetLists, rows: NDArray[np.int64], records: Records
 ) -> tuple[Picks, NDArray[np.float32]]:
-    same = all(getattr(source.run, name) == getattr(records.run, name) for name in _SAME_IN_MAPS)
-    if not _covers(source) or not same:
+    run = source.run
+    if any(getattr(run, name) != getattr(records.run, name) for name in _SAME_IN_MAPS):
         raise RequestError(
-            "the cache of score maps must hold `cover` partitions of the same grid; score it with "
-            "--sampler cover --crop eval, and the same weights"
+            "the cache of score maps must be of the same grid and metric, by the same weights; "
+            "score it as the other, with --crop eval, and every patch: --sampler cover"
         )
-    visible, score = _view_lists(source, rows)
-    maps, _ = mean_map(visible, score, _length(source))
-    keys = [source.keys[row] for row in rows.tolist()]
-    check_whole(maps, keys, "the cache of score maps")
-    return Picks(rows, np.zeros(len(rows), np.int64)), maps.astype(np.float32)
+    views = np.zeros(len(rows), np.int64)
+    keys = [source.records.keys[row] for row in rows.tolist()]
+    patches, score = _first_views(source.records, rows)
+    check_whole(mean_map(patches, score, run.length)[0], keys, "the cache of score maps", run)
+    return Picks(rows, views), source.maps(rows, views)
 
 
 def _repeatability(
@@ -308,10 +300,10 @@ def _repeatability(
     """Returns how well two independent draws of the teacher agree on the same views."""
     if not len(samples):
         return {}
-    groups = _groups(records) if records.run.sampler == "cover" else None
-    visible, score = _view_lists(records, samples)
+    run = records.run
+    patches, score = _first_views(records, samples)
     try:
-        found = label_repeatability(visible, score, _length(records), groups=groups)
+        found = label_repeatability(patches, score, run.length, groups=run.disjoint_by)
     except RequestError as error:
         notes.append(f"how repeatable the labels are is unknown: {error}")
         return {}

@@ -4,12 +4,11 @@ import itertools
 import pytest
 import torch
 
-from ltrp_core import scoring
 from ltrp_core.distances import DISTANCES
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
 from ltrp_core.partitions import sample_visible
-from ltrp_core.scoring import PHASES, REGIONS, leave_one_out_scores
+from ltrp_core.scoring import PHASES, REGIONS, leave_one_out, leave_one_out_scores
 from oracles import scoring as oracle
 
 SMALL = MAEConfig(
@@ -98,7 +97,7 @@ def test_how_many_passes_go_together_changes_no_score(phase, passes, chunk, monk
     mae, images, visible = make(batch=3)
     expected = leave_one_out_scores(mae, images, visible, phase=phase)
     rows = passes * (mae.config.num_patches + 1)
-    monkeypatch.setattr(scoring, "_ROWS_AT_A_TIME", rows)
+    monkeypatch.setattr(leave_one_out, "_ROWS_AT_A_TIME", rows)
     found = leave_one_out_scores(mae, images, visible, phase=phase, chunk=chunk)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 

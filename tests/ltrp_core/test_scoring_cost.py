@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ltrp_core.linear
 from ltrp_core.mae import MAEConfig, MaskedAutoencoder, mae_config
 from ltrp_core.scoring import leave_one_out_scores
-from ltrp_core.scoring_cost import scoring_operations, scoring_products
+from ltrp_core.scoring.cost import scoring_operations, scoring_products
 
 
 @pytest.mark.parametrize("decoder_depth", [1, 2, 4])

@@ -110,3 +110,22 @@ def leave_one_out(mae, images, visible, phase="decoder", metric="l1", region="ma
             row.append(distance(mae, pixels, before, after, seen.numpy(), metric, region))
         scores.append(row)
     return np.array(scores)
+
+
+@torch.no_grad()
+def surprise(mae, images, visible):
+    """(B, L - n) float64: the mean absolute error of each masked patch, in ascending order."""
+    mae = copy.deepcopy(mae).double()
+    images = images.double()
+    rows = []
+    for image, seen in zip(images, visible, strict=True):
+        true = mae.patchify(image[None])[0].numpy()
+        made = mae.decode(mae.encode(image[None], seen[None]), seen[None])[0].numpy()
+        row = []
+        for patch in range(mae.config.num_patches):
+            if patch in seen.tolist():
+                continue
+            errors = [abs(r - x) for r, x in zip(made[patch], true[patch], strict=True)]
+            row.append(sum(errors) / len(errors))
+        rows.append(row)
+    return np.array(rows)

@@ -10,13 +10,13 @@ import torch
 from command_line import one_line_error, run
 from conftest import SMALL_MAE
 from PIL import Image
+from scored_caches import forge
 
 from ltrp_core.mae import MaskedAutoencoder, save_mae
 from pipeline.inspection.rescore import choose
 from pipeline.inspection.status import read_status
 from pipeline.store import open_cache
 from pipeline.store.storage.lock import folder_lock
-from pipeline.store.units import publish, seal
 
 
 @pytest.fixture
@@ -76,21 +76,7 @@ def test_rescoring_finds_nothing_in_a_sound_cache(scored, shards, small_mae):
 def test_rescoring_finds_a_score_that_checksums_cannot(scored, shards, small_mae, tmp_path):
     cache = open_cache(scored)
     unit = cache.units[1]
-    receipt = cache.receipt(unit)
-    arrays = cache.read(unit)
-    arrays["score"][2, 1, 0, 0] *= np.float16(1.05)
-    from pipeline.store.records.forms import FORMS
-    from pipeline.store.records.zarr_records import read_fields
-
-    form = FORMS["zarr"]
-    with cache.storage.staging(unit) as staged:
-        fields = read_fields(scored / "units" / unit / form.file)
-        with form.writer(staged / form.file, fields) as writer:
-            writer.append(arrays)
-        forged = seal(staged, unit=unit, run_id=cache.run_id, n_ok=4, bad=[],
-                      input=receipt.input, damage=None)  # fmt: skip
-        shutil.rmtree(scored / "units" / unit)
-        publish(cache.storage, staged, forged)
+    arrays = forge(cache, unit, lambda arrays: arrays["score"][2, 1, 0, :1].__imul__(1.05))
     options = ("--shards", shards / "part-0.tar", "--shards", shards / "part-1.tar",
                "--mae", small_mae)  # fmt: skip
     assert "2 complete units" in run("verify", scored, "--deep", expect=None)[0]

@@ -20,6 +20,7 @@ from stages.training.ddp import Processes
 from stages.training.hold_out import HoldOut, split_samples
 from stages.training.order import RecordOrder
 from stages.training.ranking_batches import RankingSteps
+from stages.training.target_lists import TargetLists
 
 COVER = {"views": 1, "crop": "eval", "sampler": "cover", "partitions": 24}
 
@@ -28,7 +29,7 @@ class Watched:
     """Records that write down which rows are read."""
 
     def __init__(self, records):
-        self.records, self.rows = records, set()
+        self.records, self.run, self.rows = records, records.run, set()
 
     def lists(self, sample, record):
         self.rows |= set(sample.tolist())
@@ -37,6 +38,12 @@ class Watched:
     def visible_patches(self, sample, record):
         self.rows |= set(sample.tolist())
         return self.records.visible_patches(sample, record)
+
+
+def hold_out(records, maps, *rest, **chosen):
+    """What is held out of records as they are, with the label of the paper."""
+    of_maps = None if maps is None else TargetLists(maps)
+    return HoldOut.make(TargetLists(records), of_maps, *rest, **chosen)
 
 
 def options(records=5000, maps=500):
@@ -151,10 +158,10 @@ def test_more_units_leave_those_held_out_first_among_the_old(by):
 def test_nothing_held_out_is_ever_trained_on(made, by):
     records = made["records"]
     split = split_samples(records, 0.3, by, 0)
-    held = HoldOut.make(records, made["cover"], split, Processes(), **options())
+    held = hold_out(records, made["cover"], split, Processes(), **options())
     order = RecordOrder(len(split.train), 16, 5, 7, 0)
     watched = Watched(records)
-    steps = RankingSteps(watched, split.train, order, Processes(), 1, False)
+    steps = RankingSteps(TargetLists(watched), split.train, order, Processes(), 1, False)
     for place in itertools.product(range(3), range(order.steps_per_epoch)):
         steps[place]
     trained = {records.keys[row] for row in watched.rows}
@@ -169,14 +176,14 @@ def test_records_that_are_measured_are_spread_over_images_first(made):
     records = made["records"]
     split = split_samples(records, 0.5, "image", 0)
     for limit, each in ((6, {1}), (9, {1, 2}), (12, {2}), (3, {1}), (10**6, {16})):
-        held = HoldOut.make(records, None, split, Processes(), **options(limit))
+        held = hold_out(records, None, split, Processes(), **options(limit))
         count = Counter(held.picks.sample.tolist())
         assert set(count.values()) == each
         assert held.num_records == min(limit, 6 * 16)
         assert set(count) <= set(split.held_out.tolist())
         pairs = zip(held.picks.sample.tolist(), held.picks.record.tolist(), strict=True)
         assert len(set(pairs)) == held.num_records
-    few = HoldOut.make(records, made["cover"], split, Processes(), **options(3, 3))
+    few = hold_out(records, made["cover"], split, Processes(), **options(3, 3))
     # Not the first ones, which may all be of one class.
     assert few.picks.sample.tolist() == split.held_out[[0, 2, 4]].tolist()
     assert few.num_maps == 3
@@ -186,7 +193,7 @@ def test_records_that_are_measured_are_spread_over_images_first(made):
 def test_measures_are_those_of_the_rankers_outputs(made, models, kind):
     model, records, maps = models[kind], made["images"], made["cover images"]
     split = split_samples(records, 0.4, "image", 0)
-    held = HoldOut.make(records, maps, split, Processes(), **options(records=30))
+    held = hold_out(records, maps, split, Processes(), **options(records=30))
     measures = held.measure(model)
     assert set(measures) == {"tau", "rho", "ndcg5", "top1", "cover_tau"}
     assert held.judged_by == "cover_tau"
@@ -230,7 +237,7 @@ def ndcg_by_hand(scores, targets):
 
 def test_measuring_leaves_the_model_in_the_mode_it_was_in(made, models):
     split = split_samples(made["records"], 0.3, "image", 0)
-    held = HoldOut.make(made["records"], None, split, Processes(), **options(5))
+    held = hold_out(made["records"], None, split, Processes(), **options(5))
     assert held.judged_by == "tau"
     model = models["sparse"].train()
     before = [value.clone() for value in model.state_dict().values()]
@@ -257,13 +264,13 @@ def test_ranks_together_measure_what_one_does(made, models, size, limit):
     """Also where there are fewer records or maps than ranks."""
     records, maps, model = made["records"], made["cover"], models["sparse"]
     split = split_samples(records, 0.3, "image", 0)
-    alone = HoldOut.make(records, maps, split, Processes(), **options(limit, limit)).measure(model)
+    alone = hold_out(records, maps, split, Processes(), **options(limit, limit)).measure(model)
     shared = {"found": [None] * size, "barrier": threading.Barrier(size)}
     measured = [None] * size
 
     def work(rank):
         ranks = ThreadRank(rank, size, shared)
-        made_here = HoldOut.make(records, maps, split, ranks, **options(limit, limit))
+        made_here = hold_out(records, maps, split, ranks, **options(limit, limit))
         measured[rank] = made_here.measure(model)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
@@ -278,7 +285,7 @@ def test_ranks_together_measure_what_one_does(made, models, size, limit):
 def test_a_perfect_ranker_measures_one(made):
     records = made["cover"]
     split = split_samples(records, 0.3, "image", 0)
-    held = HoldOut.make(records, None, split, Processes(), **options())
+    held = hold_out(records, None, split, Processes(), **options())
     known = {}
     for row in split.held_out.tolist():
         for record in range(24):
@@ -306,14 +313,14 @@ def test_a_perfect_ranker_measures_one(made):
 def test_maps_of_the_records_themselves_are_taken_where_they_cover(made):
     for name in ("cover", "cover images"):
         split = split_samples(made[name], 0.3, "image", 0)
-        held = HoldOut.make(made[name], None, split, Processes(), **options())
+        held = hold_out(made[name], None, split, Processes(), **options())
         assert held.num_maps == len(split.held_out)
         assert np.isfinite(held.maps).all()
         assert held.judged_by == "cover_tau"
         assert {"tau", "rho", "top1", "ndcg5", "patches", "views"} <= set(held.ceiling)
     for name in ("records", "images", "part of a cover"):
         split = split_samples(made[name], 0.3, "image", 0)
-        held = HoldOut.make(made[name], None, split, Processes(), **options())
+        held = hold_out(made[name], None, split, Processes(), **options())
         assert held.num_maps == 0
         assert held.judged_by == "tau"
 
@@ -321,7 +328,7 @@ def test_maps_of_the_records_themselves_are_taken_where_they_cover(made):
 @pytest.mark.parametrize("name", ["records", "cover"])
 def test_nothing_held_out_is_nothing_measured(made, models, name):
     split = split_samples(made[name], 0, "auto", 0)
-    held = HoldOut.make(made[name], None, split, Processes(), **options())
+    held = hold_out(made[name], None, split, Processes(), **options())
     assert (held.num_records, held.num_maps, held.judged_by) == (0, 0, "")
     assert held.ceiling == {}
     assert all(math.isnan(value) for value in held.measure(models["sparse"]).values())
@@ -329,7 +336,7 @@ def test_nothing_held_out_is_nothing_measured(made, models, name):
 
 def test_the_ceiling_of_the_maps_stands_beside_that_of_the_partitions(made):
     split = split_samples(made["images"], 0.3, "image", 0)
-    held = HoldOut.make(made["images"], made["cover"], split, Processes(), **options())
+    held = hold_out(made["images"], made["cover"], split, Processes(), **options())
     assert held.ceiling["cover_patches"] == 36
     assert held.ceiling["cover_views"] == len(split.held_out)
     assert -1 <= held.ceiling["cover_tau"] <= 1
@@ -341,8 +348,8 @@ def test_the_ceiling_of_the_maps_stands_beside_that_of_the_partitions(made):
 @pytest.mark.parametrize("name", ["records", "part of a cover"])
 def test_maps_that_do_not_cover_their_views_are_refused(made, name):
     split = split_samples(made["images"], 0.3, "image", 0)
-    with pytest.raises(RequestError, match="must hold `cover` partitions of the same grid"):
-        HoldOut.make(made["images"], made[name], split, Processes(), **options())
+    with pytest.raises(RequestError, match=r"score maps (leaves patches of|has no whole)"):
+        hold_out(made["images"], made[name], split, Processes(), **options())
 
 
 def test_maps_of_another_autoencoder_are_refused(made):
@@ -352,7 +359,7 @@ def test_maps_of_another_autoencoder_are_refused(made):
         run=dataclasses.replace(other.run, mae_sha256="0" * 64), keys=other.keys, lists=other.lists
     )
     with pytest.raises(RequestError, match="the same weights"):
-        HoldOut.make(made["images"], changed, split, Processes(), **options())
+        hold_out(made["images"], changed, split, Processes(), **options())
 
 
 def test_maps_of_other_images_are_refused(made, photographs, small_mae, tmp_path):
@@ -361,7 +368,7 @@ def test_maps_of_other_images_are_refused(made, photographs, small_mae, tmp_path
     maps = staged(scored(tmp_path / "c", shards, small_mae, **COVER), shards, tmp_path / "s")
     split = split_samples(made["images"], 0.3, "image", 0)
     with pytest.raises(RequestError, match="none of the 4 held-out images"):
-        HoldOut.make(made["images"], maps, split, Processes(), **options())
+        hold_out(made["images"], maps, split, Processes(), **options())
     nobody = split_samples(made["images"], 0, "image", 0)
     with pytest.raises(RequestError, match="hold out some with --holdout"):
-        HoldOut.make(made["images"], made["cover"], nobody, Processes(), **options())
+        hold_out(made["images"], made["cover"], nobody, Processes(), **options())

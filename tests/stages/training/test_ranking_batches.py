@@ -11,7 +11,8 @@ from pipeline.store.errors import DamagedUnitError
 from stages.training.ddp import Processes
 from stages.training.loading import Loader
 from stages.training.order import RecordOrder
-from stages.training.ranking_batches import RankingSteps, read_batch
+from stages.training.ranking_batches import RankingSteps
+from stages.training.target_lists import HELD_OUT, TargetLists
 
 SAMPLES = np.array([0, 1, 3, 4, 6, 7, 8, 10, 11])
 """Of the twelve photographs; the others stand for those that are held out."""
@@ -31,7 +32,9 @@ def records(cache, tmp_path_factory):
 
 def steps_of(records, *, batch=4, seen=2, seed=0, ranks=None, accumulate=1, whole=False):
     order = RecordOrder(len(SAMPLES), 6, seen, batch, seed)
-    return RankingSteps(records, SAMPLES, order, ranks or Processes(), accumulate, whole)
+    return RankingSteps(
+        TargetLists(records), SAMPLES, order, ranks or Processes(), accumulate, whole
+    )
 
 
 def joined(batch):
@@ -184,7 +187,7 @@ def test_what_is_sent_to_a_process_is_small(records):
 
 def test_a_batch_for_validation_is_in_the_order_of_the_cache(cache, records):
     picks = steps_of(records).order.step(0, 0)
-    batch = read_batch(records, picks, whole=False)
+    batch = TargetLists(records).batch(picks, HELD_OUT, whole=False)
     expected = truth(cache[0])
     for place, (row, record) in enumerate(
         zip(picks.sample.tolist(), picks.record.tolist(), strict=True)

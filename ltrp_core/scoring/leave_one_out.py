@@ -2,12 +2,10 @@
 
 A score is the distance between the reconstruction R from all n visible patches and R_i from the
 others. n + 1 decoder passes per partition are almost all of the pipeline's cost, so this file takes
-every exact shortcut:
+every exact shortcut beside those of `blocks`:
 
 - the removed token is absent instead of masked: sequences are one shorter, no attention mask;
-- tokens are ordered [masked | class | visible], so what the last block must produce is one slice;
 - block 0 sees the same tokens in every pass: its queries, keys and values are computed once;
-- the last block attends and projects only where the result is read (the masked positions);
 - R - R_i = W h + b - (W h_i + b) = W (h - h_i): subtracted before the projection.
 
 `block` is one of timm's: norm1, attn (qkv, proj), norm2, mlp. Shape suffixes: R = (image,
@@ -20,15 +18,28 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ltrp_core.distances import DISTANCES, DistanceSpec
-from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.linear import Activation, frozen_weights, inference_linear
+from ltrp_core.errors import unknown_name
+from ltrp_core.linear import frozen_weights, inference_linear
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.patches import model_images
 from ltrp_core.precision import Precision, computing_in
+from ltrp_core.scoring.blocks import (
+    attend,
+    check_visible,
+    decoder_tokens,
+    default_chunk,
+    finish,
+    last_block,
+    latent,
+    masked_patches,
+    pair_chunks,
+    qkv_of,
+    whole_block,
+    with_class,
+)
 
 Phase = Literal["decoder", "encoder"]
 Region = Literal["masked", "all"]
@@ -66,7 +77,7 @@ def leave_one_out_scores(
     A score depends on its image and partition alone. On a CPU a chunk is one pair, so it is
     bit-equal whatever the batch; elsewhere it agrees to rounding.
 
-    Cost of a pair, MAE-B and n = 19: 208 billion operations (`ltrp_core.scoring_cost`).
+    Cost of a pair, MAE-B and n = 19: 208 billion operations (`ltrp_core.scoring.cost`).
 
     Args:
         mae: frozen, in eval mode, on the device of `images`.
@@ -82,18 +93,15 @@ def leave_one_out_scores(
     """
     _check_names(phase, metric, region)
     images = model_images(images, mae.grid, mae.patch_size, mae.cls_token.dtype)
-    _check_visible(visible, images, mae.config.num_patches)
+    check_visible(visible, images, mae.config.num_patches)
     if visible.numel() == 0:
         return visible.new_zeros(visible.shape, dtype=torch.float32)
     if chunk is None:
         chunk = default_chunk(images.device)
-    partitions = visible.shape[1] if visible.ndim == 3 else 1
-    pairs = visible.reshape(-1, visible.shape[-1])
-    owner = torch.arange(len(images), device=images.device).repeat_interleave(partitions)
     with computing_in(precision, images.device), frozen_weights():
         scores = [
-            _score_pairs(mae, images[rows], part, phase, DISTANCES[metric], region)
-            for rows, part in zip(owner.split(chunk), pairs.split(chunk), strict=True)
+            _score_pairs(mae, part, given, phase, DISTANCES[metric], region)
+            for part, given in pair_chunks(images, visible, chunk)
         ]
     return torch.cat(scores).view(visible.shape)
 
@@ -108,11 +116,6 @@ def _check_names(phase: str, metric: str, region: str) -> None:
             raise unknown_name(kind, name, known)
 
 
-def default_chunk(device: torch.device) -> int:
-    """Returns the (image, partition) pairs that are scored at a time on a kind of device."""
-    return 1 if device.type == "cpu" else 32
-
-
 def _score_pairs(
     mae: MaskedAutoencoder,
     images: Tensor,
@@ -121,7 +124,7 @@ def _score_pairs(
     distance: DistanceSpec,
     region: Region,
 ) -> Tensor:
-    masked = _complement(visible, mae.config.num_patches)
+    masked = masked_patches(visible, mae.config.num_patches)
     hidden = _hidden_decoder if phase == "decoder" else _hidden_encoder
     anchor_RJQW, left_out_RJQW, places = hidden(mae, images, visible, masked, region)
     difference = inference_linear(anchor_RJQW - left_out_RJQW, mae.decoder_pred.weight, None)
@@ -131,7 +134,7 @@ def _score_pairs(
             index = masked.unsqueeze(-1).expand_as(predicted)
             reference = mae.patchify(images).scatter(1, index, predicted)
         else:
-            reference = mae.decode(_latent(mae, images, visible), visible).float()
+            reference = mae.decode(latent(mae, images, visible), visible).float()
     # Distances are sums over thousands of values: in float32, whatever the products are in.
     difference = difference.float()
     with torch.autocast(images.device.type, enabled=False):
@@ -155,7 +158,7 @@ def _hidden_decoder(
     [masked | visible] each of the q compared tokens stands.
     """
     m, n = masked.shape[1], visible.shape[1]
-    tokens_RSW = _decoder_tokens(mae, _latent(mae, images, visible), visible, masked)
+    tokens_RSW = decoder_tokens(mae, latent(mae, images, visible), visible, masked)
     # Row j of `kept` is the sequence [masked | class | visible] without the j-th visible patch.
     kept = _without_each(m + 1, n, tokens_RSW.device)
     anchor, left_out = tokens_RSW, tokens_RSW[:, kept].flatten(0, 1)
@@ -180,20 +183,23 @@ def _hidden_encoder(
     anchor, left_out = tokens_RSD, tokens_RSD[:, kept].flatten(0, 1)
     anchor, left_out = _shared_first_block(mae.blocks[0], anchor, left_out, kept)
     for block in mae.blocks[1:]:
-        anchor, left_out = _whole_block(block, anchor), _whole_block(block, left_out)
-    anchor_RSW = _decoder_tokens(mae, mae.norm(anchor), visible, masked)
+        anchor, left_out = whole_block(block, anchor), whole_block(block, left_out)
+    anchor_RSW = decoder_tokens(mae, mae.norm(anchor), visible, masked)
     tails = _tails(mae, mae.norm(left_out), visible, kept)
     head = anchor_RSW[:, :m].repeat_interleave(n, dim=0)
     anchor, left_out = anchor_RSW, torch.cat([head, tails], dim=1)
     if len(mae.decoder_blocks) > 1:
         first = mae.decoder_blocks[0]
-        anchor_qkv, tail_qkv = _qkv(first, anchor_RSW), _qkv(first, tails)
+        anchor_qkv, tail_qkv = (
+            qkv_of(first, anchor_RSW),
+            qkv_of(first, tails),
+        )
         joined = (
             torch.cat([whole[:, :, :m].repeat_interleave(n, dim=0), tail], dim=2)
             for whole, tail in zip(anchor_qkv, tail_qkv, strict=True)
         )
-        anchor = _finish(first, anchor, _attend(*anchor_qkv))
-        left_out = _finish(first, left_out, _attend(*joined))
+        anchor = finish(first, anchor, attend(*anchor_qkv))
+        left_out = finish(first, left_out, attend(*joined))
     anchor, left_out = _later_blocks(mae, anchor, left_out, m if region == "masked" else None)
     if region == "all":
         anchor, left_out = _drop(anchor, m, dim=1), _drop(left_out, m, dim=1)
@@ -208,14 +214,14 @@ def _shared_first_block(
 
     Row norms and projections do not depend on the other tokens, so one set serves all passes.
     """
-    qkv = _qkv(block, anchor)
-    anchor = _finish(block, anchor, _attend(*qkv))
+    qkv = qkv_of(block, anchor)
+    anchor = finish(block, anchor, attend(*qkv))
     at_a_time = _passes_at_a_time(left_out)
     passes = left_out.unflatten(0, (-1, len(kept))).split(at_a_time, dim=1)
     made = []
     for tokens, places in zip(passes, kept.split(at_a_time), strict=True):
-        attended = _attend(*(t[:, :, places].transpose(1, 2).flatten(0, 1) for t in qkv))
-        made.append(_finish(block, tokens.flatten(0, 1), attended).view(tokens.shape))
+        attended = attend(*(t[:, :, places].transpose(1, 2).flatten(0, 1) for t in qkv))
+        made.append(finish(block, tokens.flatten(0, 1), attended).view(tokens.shape))
     return anchor, torch.cat(made, dim=1).flatten(0, 1)
 
 
@@ -227,8 +233,8 @@ def _later_blocks(
 
     def behind(tokens: Tensor) -> Tensor:
         for block in between:
-            tokens = _whole_block(block, tokens)
-        return mae.decoder_norm(_last_block(last, tokens, reads))
+            tokens = whole_block(block, tokens)
+        return mae.decoder_norm(last_block(last, tokens, reads))
 
     passes = left_out.split(_passes_at_a_time(left_out))
     return behind(anchor), torch.cat([behind(tokens) for tokens in passes])
@@ -245,14 +251,6 @@ def _passes_at_a_time(tokens: Tensor) -> int:
     return max(1, _ROWS_AT_A_TIME // tokens.shape[1])
 
 
-def _latent(mae: MaskedAutoencoder, images: Tensor, visible: Tensor) -> Tensor:
-    """Returns what `mae.encode` does."""
-    tokens = mae.embed(images, visible)
-    for block in mae.blocks:
-        tokens = _whole_block(block, tokens)
-    return mae.norm(tokens)
-
-
 def _tails(mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, kept: Tensor) -> Tensor:
     """Returns the decoder's [class | visible] tokens (R*J, 1+n, W) of the encoder phase.
 
@@ -263,54 +261,7 @@ def _tails(mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, kept: Tensor
     index = kept.repeat(len(visible), 1).unsqueeze(-1)
     embedded = mae.decoder_embed(latent).to(masks.dtype)
     content = masks.scatter(1, index.expand_as(embedded), embedded)
-    return content + mae.decoder_pos_embed[0][_with_class(visible)].repeat_interleave(n, dim=0)
-
-
-def _decoder_tokens(
-    mae: MaskedAutoencoder, latent: Tensor, visible: Tensor, masked: Tensor
-) -> Tensor:
-    """Returns the decoder's input (R, 1+L, W) in the order [masked | class | visible]."""
-    head = mae.mask_token + mae.decoder_pos_embed[0, 1:][masked]
-    tail = mae.decoder_embed(latent) + mae.decoder_pos_embed[0][_with_class(visible)]
-    return torch.cat([head, tail], dim=1)
-
-
-def _apply(layer: Any, x: Tensor, activation: Activation = "none") -> Tensor:
-    return inference_linear(x, layer.weight, layer.bias, activation)
-
-
-def _qkv(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns queries, keys, values, each (R, heads, S, width / heads)."""
-    qkv = _apply(block.attn.qkv, block.norm1(tokens)).unflatten(-1, (3, block.attn.num_heads, -1))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return q, k, v
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _finish(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
-    """Returns the block's output, given its attention before the output projection."""
-    tokens = tokens + _apply(block.attn.proj, attended)
-    hidden = _apply(block.mlp.fc1, block.norm2(tokens), "gelu")
-    return tokens + _apply(block.mlp.fc2, hidden)
-
-
-def _whole_block(block: Any, tokens: Tensor) -> Tensor:
-    return _finish(block, tokens, _attend(*_qkv(block, tokens)))
-
-
-def _last_block(block: Any, tokens: Tensor, reads: int | None) -> Tensor:
-    """Returns the block's output at the first `reads` tokens; keys and values come from all."""
-    qkv, heads = block.attn.qkv, block.attn.num_heads
-    width = tokens.shape[-1]
-    normed = block.norm1(tokens)
-    q = inference_linear(normed[:, :reads], qkv.weight[:width], qkv.bias[:width])
-    kv = inference_linear(normed, qkv.weight[width:], qkv.bias[width:])
-    q = q.unflatten(-1, (heads, -1)).transpose(1, 2)
-    k, v = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    return _finish(block, tokens[:, :reads], _attend(q, k, v))
+    return content + mae.decoder_pos_embed[0][with_class(visible)].repeat_interleave(n, dim=0)
 
 
 def _without_each(fixed: int, n: int, device: torch.device) -> Tensor:
@@ -324,38 +275,3 @@ def _drop(tensor: Tensor, place: int, *, dim: int) -> Tensor:
     """Returns `tensor` without entry `place` of dimension `dim`: the class token's."""
     before, _, after = tensor.tensor_split((place, place + 1), dim=dim)
     return torch.cat([before, after], dim=dim)
-
-
-def _with_class(visible: Tensor) -> Tensor:
-    """Returns the rows (R, 1+n) of a position table: the class token's, then the patches'."""
-    return F.pad(visible + 1, (1, 0))
-
-
-def _complement(visible: Tensor, length: int) -> Tensor:
-    """Returns the masked patches (R, L-n), ascending."""
-    is_masked = torch.ones(len(visible), length, dtype=torch.bool, device=visible.device)
-    is_masked.scatter_(1, visible, False)
-    return is_masked.nonzero()[:, 1].view(len(visible), -1)
-
-
-def _check_visible(visible: Tensor, images: Tensor, length: int) -> None:
-    n = visible.shape[-1]
-    if visible.ndim not in (2, 3) or len(visible) != len(images) or visible.dtype != torch.int64:
-        raise RequestError(
-            f"visible must be int64 (B, n) or (B, P, n) with B = {len(images)}; got "
-            f"{visible.dtype} {tuple(visible.shape)}. Pass the indices from sample_visible()."
-        )
-    if not 1 <= n < length:
-        raise RequestError(
-            f"a partition needs 1 <= n < L = {length} visible patches; got n = {n}. "
-            "Choose another mask ratio."
-        )
-    if visible.numel() == 0:
-        return
-    ordered = visible.sort(dim=-1).values
-    if ordered.min() < 0 or ordered.max() >= length or bool((ordered.diff() == 0).any()):
-        raise RequestError(
-            f"visible patches must be distinct indices in 0..{length - 1}; got "
-            f"{int(ordered.min())}..{int(ordered.max())}, duplicates "
-            f"{bool((ordered.diff() == 0).any())}. Pass the indices from sample_visible()."
-        )

@@ -41,10 +41,7 @@ def scoring_products(config: MAEConfig, n: int) -> list[Product]:
     width, masked = config.decoder_width, config.num_patches - n
     pixels = 3 * config.patch_size**2
     sequence = 1 + config.num_patches
-    products = [Product("linear", 1, n, pixels, config.width)]
-    for _ in range(config.depth):
-        products += _block(config.width, config.heads, 1 + n, 1, config.mlp_ratio)
-    products.append(Product("linear", 1, 1 + n, config.width, width))
+    products = _encoder(config, n)
     heads, ratio = config.decoder_heads, config.mlp_ratio
     for index in range(config.decoder_depth):
         reads = masked if index == config.decoder_depth - 1 else None
@@ -55,9 +52,40 @@ def scoring_products(config: MAEConfig, n: int) -> list[Product]:
     return products
 
 
+def surprise_products(config: MAEConfig, n: int) -> list[Product]:
+    """Returns the products of one pair as `surprise_scores` computes them.
+
+    Args:
+        config: sizes of the autoencoder.
+        n: visible patches, 1 <= n < L.
+    """
+    width, masked = config.decoder_width, config.num_patches - n
+    products = _encoder(config, n)
+    for index in range(config.decoder_depth):
+        reads = masked if index == config.decoder_depth - 1 else None
+        products += _block(
+            width, config.decoder_heads, 1 + config.num_patches, 1, config.mlp_ratio, reads
+        )
+    products.append(Product("linear", 1, masked, width, 3 * config.patch_size**2))
+    return products
+
+
 def scoring_operations(config: MAEConfig, n: int) -> int:
     """Returns the operations of one pair: twice its multiply-accumulates."""
     return sum(product.operations for product in scoring_products(config, n))
+
+
+def surprise_operations(config: MAEConfig, n: int) -> int:
+    """Returns the same of `surprise_scores`, which scores L - n patches instead of n."""
+    return sum(product.operations for product in surprise_products(config, n))
+
+
+def _encoder(config: MAEConfig, n: int) -> list[Product]:
+    products = [Product("linear", 1, n, 3 * config.patch_size**2, config.width)]
+    for _ in range(config.depth):
+        products += _block(config.width, config.heads, 1 + n, 1, config.mlp_ratio)
+    products.append(Product("linear", 1, 1 + n, config.width, config.decoder_width))
+    return products
 
 
 def _block(
