@@ -38,7 +38,7 @@ from stages.types import SelectRun
 ARCHIVE = Path(__file__).with_name("schema_2.tar.gz")
 QUIET = JsonLineProgress(every_s=1e9)
 SELECTIONS = {
-    "by_ranker": ({"ranker": "ranker_tiny"}, {}),
+    "by_ranker": ({"ranker": "ranker_tiny_l1"}, {}),
     "by_baseline": ({"baseline": "patch-variance"}, {"store": "webdataset"}),
     "by_teacher": ({"teacher": "teacher"}, {}),
 }

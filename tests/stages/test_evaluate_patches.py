@@ -318,7 +318,7 @@ class Teacher:
     """Two partitions of 8 patches each, which cover the image; higher index = matters more."""
 
     run = {  # noqa: RUF012
-        "stage": "score", "sampler": "cover", "views": 1, "partitions": 2,
+        "stage": "score", "sampler": "cover", "mask_ratio": 0.5, "views": 1, "partitions": 2,
         "crop": "eval", "image_size": 32, "patch_size": 8,
     }  # fmt: skip
     units = ("t",)

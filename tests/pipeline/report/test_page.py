@@ -318,7 +318,7 @@ def test_the_same_data_make_the_same_folder(report_data, index, tmp_path) -> Non
 
 def test_file_names_are_counted_and_not_taken_from_keys(index) -> None:
     names = [path.name for path in (index.parent / "images").iterdir()]
-    assert len(names) == 3 * 6 + 2 + 2
+    assert len(names) == 3 * 7 + 2 + 2
     assert all(re.fullmatch(r"000[012]-[a-z]+(-\d)?\.(jpg|png|svg)", name) for name in names)
 
 
