@@ -31,7 +31,7 @@ def named_weights(given: Sequence[str], known: Collection[str], option: str) -> 
         if name not in known:
             raise unknown_name(option.lstrip("-"), name, known)
         if name in weights:
-            raise RequestError(f"{option} names {name} twice")
+            raise RequestError(f"{option} {name} is given twice")
         try:
             weights[name] = float(number)
         except ValueError as error:
