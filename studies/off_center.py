@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,13 +74,12 @@ def study(photographs: Sequence[Path], ranker: str, rounds: int, seed: int, out:
     halves = [p for p in _pictures(photographs, SIDE // 2) if p.foreground.any()]
     distance = np.array([distance_from_the_middle(p.foreground) for p in whole])
     is_far = distance > np.median(distance)
-    groups = {
-        "all": whole,
-        "near": [p for p, far in zip(whole, is_far, strict=True) if not far],
-        "far": [p for p, far in zip(whole, is_far, strict=True) if far],
-        "mosaics": list(mosaics(halves, rounds, seed)),
-    }
-    rows = [row for name, group in groups.items() for row in _measured(name, group, ranker, seed)]
+    near_and_far = {"all": np.full(len(whole), True), "near": ~is_far, "far": is_far}
+    made = list(mosaics(halves, rounds, seed))
+    rows = [
+        *_rows(_precision_of_all(whole, ranker, seed), near_and_far, seed),
+        *_rows(_precision_of_all(made, ranker, seed), {"mosaics": np.full(len(made), True)}, seed),
+    ]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "off_center.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -144,9 +143,10 @@ def _scores(images: Tensor, keys: Sequence[str], ranker: str) -> Iterator[tuple[
         yield " + ".join(["ranker", *parts]), with_priors(found["ranker"], found, weights)
 
 
-def _measured(
-    group: str, pictures: Sequence[Picture], ranker: str, seed: int
-) -> Iterator[dict[str, Any]]:
+def _precision_of_all(
+    pictures: Sequence[Picture], ranker: str, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Returns the precision (B, ratios) of every source."""
     images = normalize(torch.stack([picture.pixels for picture in pictures]))
     keys = [picture.key for picture in pictures]
     masks = (np.stack([getattr(p, name) for p in pictures]) for name in ("foreground", "ignored"))
@@ -154,21 +154,28 @@ def _measured(
     found = {"random": _by_chance(keys, seen, seed)}
     with torch.no_grad():
         found |= {name: _precision(scores, seen) for name, scores in _scores(images, keys, ranker)}
-    found["oracle"] = _precision(oracle_scores(seen), seen)
+    return found | {"oracle": _precision(oracle_scores(seen), seen)}
+
+
+def _rows(
+    found: Mapping[str, NDArray[np.float64]], groups: Mapping[str, NDArray[np.bool_]], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each group of images, source and ratio, with intervals."""
     # One column a figure: the precision of a source at a ratio, and that minus the base's.
-    values = np.stack([*found.values(), *(one - found[BASE] for one in found.values())], axis=1)
-    values = values.reshape(len(pictures), -1)
-    is_defined = ~np.isnan(values)
-    above, below = np.where(is_defined, values, 0.0), is_defined.astype(float)
-    low, high = bootstrap_ratios(above, below, seed=seed)
-    table = np.stack([above.sum(axis=0) / below.sum(axis=0), low, high], axis=1)
-    for (source, number), own, minus in zip(
-        itertools.product(found, range(len(RATIOS))), *np.split(table, 2), strict=True
-    ):
-        row = {"images": group, "number": len(pictures), "source": source, "kept": RATIOS[number]}
-        figures = dict(zip(("precision", "low", "high"), own, strict=True))
-        figures |= dict(zip(("minus variance", "minus low", "minus high"), minus, strict=True))
-        yield row | {name: round(float(value), 4) for name, value in figures.items()}
+    columns = [*found.values(), *(one - found[BASE] for one in found.values())]
+    for group, is_in in groups.items():
+        values = np.concatenate(columns, axis=1)[is_in]
+        is_defined = ~np.isnan(values)
+        above, below = np.where(is_defined, values, 0.0), is_defined.astype(float)
+        low, high = bootstrap_ratios(above, below, seed=seed)
+        table = np.stack([above.sum(axis=0) / below.sum(axis=0), low, high], axis=1)
+        for (source, kept), own, minus in zip(
+            itertools.product(found, RATIOS), *np.split(table, 2), strict=True
+        ):
+            row = {"images": group, "number": len(values), "source": source, "kept": kept}
+            figures = dict(zip(("precision", "low", "high"), own, strict=True))
+            figures |= dict(zip(("minus variance", "minus low", "minus high"), minus, strict=True))
+            yield row | {name: round(float(value), 4) for name, value in figures.items()}
 
 
 def _precision(scores: Tensor, seen: PatchCoverage) -> NDArray[np.float64]:

@@ -108,7 +108,7 @@ class _Demo:
 
     def steps(self) -> list[_Step]:
         """Returns what becomes of the shards before the ranker selects."""
-        return [("score --crop eval --sampler cover: the teacher's own maps", self.score_cover)]
+        return [("score --crop eval --metric surprise: the teacher's own maps", self.score_maps)]
 
     @property
     def shards(self) -> list[Shard]:
@@ -122,10 +122,9 @@ class _Demo:
         config = PackConfig(shard_size=4)
         return run_pack(config, folder, self.out / "shards", self.progress)
 
-    def score_cover(self) -> Summary:
-        config = ScoreConfig(mae=self.mae, crop="eval", sampler="cover", partitions=22)
-        cache = self.out / "teacher"
-        return run_score(config, self.shards, cache, self.pool, self.progress)
+    def score_maps(self) -> Summary:
+        config = ScoreConfig(mae=self.mae, crop="eval", metric="surprise")
+        return run_score(config, self.shards, self.out / "teacher", self.pool, self.progress)
 
     def select(self) -> Summary:
         config = SelectConfig(ranker=self.ranker)
@@ -177,7 +176,7 @@ class _TrainedDemo(_Demo):
         return [
             ("pretrain-mae: a masked autoencoder from scratch", self.pretrain),
             ("score: leave out each visible patch, cache how much changes", self.score),
-            *super().steps(),
+            ("score --crop eval --sampler cover: the teacher's own maps", self.score_maps),
             ("train-ranker: a ViT-T learns the cached scores", self.train_ranker),
         ]
 
@@ -197,6 +196,11 @@ class _TrainedDemo(_Demo):
         config = ScoreConfig(mae=self.mae, views=self.size.score_views)
         cache = self.out / "cache"
         return run_score(config, self.shards, cache, self.pool, self.progress)
+
+    def score_maps(self) -> Summary:
+        """The paper's label, as what the ranker learns here."""
+        config = ScoreConfig(mae=self.mae, crop="eval", sampler="cover", partitions=22)
+        return run_score(config, self.shards, self.out / "teacher", self.pool, self.progress)
 
     def train_ranker(self) -> Summary:
         config = TrainRankerConfig(
