@@ -34,6 +34,7 @@ from ltrp_core.selection import num_kept, top_patches
 from ltrp_core.selectors import ScoreSelector, SelectorOptions, create_selector
 from ltrp_core.selectors.priors import with_priors
 from ltrp_core.selectors.references import oracle_scores, random_scores
+from ltrp_core.shipped_weights import SHIPPED_RANKERS
 from ltrp_core.views import make_view, normalize, render_mask, render_view
 from pipeline.annotations import open_annotations
 from pipeline.inputs import find_shards
@@ -46,8 +47,6 @@ RATIOS = (0.1, 0.25, 0.5)
 RANDOM_DRAWS = 20
 HEURISTICS = ("center", "border", "patch-variance")
 PRIORS = ({"border": 1.0}, {"center": 0.5})
-BASE = "patch-variance"
-"""What every source is compared with, image by image."""
 
 
 class Picture(NamedTuple):
@@ -64,11 +63,13 @@ class Picture(NamedTuple):
 
 @click.command()
 @click.option("--photographs", multiple=True, required=True, type=PATH)
-@click.option("--ranker", default="ranker_tiny", show_default=True)
+@click.option("--ranker", "rankers", multiple=True, default=SHIPPED_RANKERS, show_default=True)
 @click.option("--rounds", default=4, show_default=True, help="shuffles that mosaics are made of")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", required=True, type=PATH)
-def study(photographs: Sequence[Path], ranker: str, rounds: int, seed: int, out: Path) -> None:
+def study(
+    photographs: Sequence[Path], rankers: Sequence[str], rounds: int, seed: int, out: Path
+) -> None:
     """Precision near the middle, far from it, and in mosaics."""
     whole = [p for p in _pictures(photographs, SIDE) if p.foreground.any()]
     halves = [p for p in _pictures(photographs, SIDE // 2) if p.foreground.any()]
@@ -77,8 +78,8 @@ def study(photographs: Sequence[Path], ranker: str, rounds: int, seed: int, out:
     near_and_far = {"all": np.full(len(whole), True), "near": ~is_far, "far": is_far}
     made = list(mosaics(halves, rounds, seed))
     rows = [
-        *_rows(_precision_of_all(whole, ranker, seed), near_and_far, seed),
-        *_rows(_precision_of_all(made, ranker, seed), {"mosaics": np.full(len(made), True)}, seed),
+        *_rows(_precision_of_all(whole, rankers, seed), near_and_far, seed),
+        *_rows(_precision_of_all(made, rankers, seed), {"mosaics": np.full(len(made), True)}, seed),
     ]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "off_center.csv"
@@ -130,21 +131,25 @@ def _pictures(folders: Sequence[Path], side: int) -> Iterator[Picture]:
                 yield Picture(sample.key, pixels, *(render_mask(m, view, side) for m in both))
 
 
-def _scores(images: Tensor, keys: Sequence[str], ranker: str) -> Iterator[tuple[str, Tensor]]:
+def _scores(
+    images: Tensor, keys: Sequence[str], rankers: Sequence[str]
+) -> Iterator[tuple[str, Tensor]]:
     """Yields the scores (B, L) of each source that has no knowledge of the foreground."""
     selectors = {name: create_selector(name) for name in HEURISTICS}
-    selectors["ranker"] = create_selector("ranker", SelectorOptions(weights=ranker))
+    selectors |= {
+        name: create_selector("ranker", SelectorOptions(weights=name)) for name in rankers
+    }
     found = {
         n: s.scores(images, keys) for n, s in selectors.items() if isinstance(s, ScoreSelector)
     }
     yield from found.items()
-    for weights in PRIORS:
+    for ranker, weights in itertools.product(rankers, PRIORS):
         parts = [name if w == 1 else f"{w:g} {name}" for name, w in weights.items()]
-        yield " + ".join(["ranker", *parts]), with_priors(found["ranker"], found, weights)
+        yield " + ".join([ranker, *parts]), with_priors(found[ranker], found, weights)
 
 
 def _precision_of_all(
-    pictures: Sequence[Picture], ranker: str, seed: int
+    pictures: Sequence[Picture], rankers: Sequence[str], seed: int
 ) -> dict[str, NDArray[np.float64]]:
     """Returns the precision (B, ratios) of every source."""
     images = normalize(torch.stack([picture.pixels for picture in pictures]))
@@ -153,7 +158,7 @@ def _precision_of_all(
     seen = coverage(*map(torch.from_numpy, masks), PATCH)
     found = {"random": _by_chance(keys, seen, seed)}
     with torch.no_grad():
-        found |= {name: _precision(scores, seen) for name, scores in _scores(images, keys, ranker)}
+        found |= {name: _precision(scores, seen) for name, scores in _scores(images, keys, rankers)}
     return found | {"oracle": _precision(oracle_scores(seen), seen)}
 
 
@@ -161,21 +166,23 @@ def _rows(
     found: Mapping[str, NDArray[np.float64]], groups: Mapping[str, NDArray[np.bool_]], seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each group of images, source and ratio, with intervals."""
-    # One column a figure: the precision of a source at a ratio, and that minus the base's.
-    columns = [*found.values(), *(one - found[BASE] for one in found.values())]
+    # One column a figure: the precision of a source at a ratio, and that minus each heuristic's.
+    columns = [*found.values()]
+    columns += [one - found[base] for base in HEURISTICS for one in found.values()]
     for group, is_in in groups.items():
         values = np.concatenate(columns, axis=1)[is_in]
         is_defined = ~np.isnan(values)
         above, below = np.where(is_defined, values, 0.0), is_defined.astype(float)
         low, high = bootstrap_ratios(above, below, seed=seed)
         table = np.stack([above.sum(axis=0) / below.sum(axis=0), low, high], axis=1)
-        for (source, kept), own, minus in zip(
-            itertools.product(found, RATIOS), *np.split(table, 2), strict=True
-        ):
+        parts = np.split(table, 1 + len(HEURISTICS))
+        for place, (source, kept) in enumerate(itertools.product(found, RATIOS)):
             row = {"images": group, "number": len(values), "source": source, "kept": kept}
-            figures = dict(zip(("precision", "low", "high"), own, strict=True))
-            figures |= dict(zip(("minus variance", "minus low", "minus high"), minus, strict=True))
-            yield row | {name: round(float(value), 4) for name, value in figures.items()}
+            names = ("precision", *(f"minus {base}" for base in HEURISTICS))
+            for name, part in zip(names, parts, strict=True):
+                ends = (name, f"{name} low", f"{name} high")
+                row |= {k: round(float(v), 4) for k, v in zip(ends, part[place], strict=True)}
+            yield row
 
 
 def _precision(scores: Tensor, seen: PatchCoverage) -> NDArray[np.float64]:
