@@ -115,9 +115,7 @@ def draw(mae: str, shards: Sequence[str], out: Path) -> None:
 
 
 @study.command()
-@click.option(
-    "--logs", required=True, type=PATH, help="with the .jsonl of both trainings"
-)
+@click.option("--logs", required=True, type=PATH, help="with the .jsonl of both trainings")
 @click.option("--out", required=True, type=PATH)
 def curves(logs: Path, out: Path) -> None:
     """The two trainings, by epoch: what they reached on photographs they had not seen."""
