@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
+from ltrp_core.kept_tokens import kept_output, token_grid
 from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.patches import model_images, patchify
 from ltrp_core.precision import float32_kept
@@ -132,51 +130,14 @@ class SelectedPatches(nn.Module):
 
         The images are normalized as the ranker's: by ImageNet's mean and standard deviation.
         """
-        # In the grid's order, as the transformer has them.
-        kept = self.selector(images, self.keep).sort(dim=1).values
-        vit: Any = self.vit
-        tokens = vit.norm_pre(vit.patch_drop(self._embed(images, kept)))
-        output: Tensor = vit.forward_head(vit.norm(vit.blocks(tokens)))
-        return output
-
-    def _embed(self, images: Tensor, kept: Tensor) -> Tensor:
-        """Returns prefix tokens and the embedded patches `kept` (B, k), with their positions."""
-        vit: Any = self.vit
-        ranker, dtype = self.selector.ranker, vit.patch_embed.proj.weight.dtype
-        rows = patchify(
-            model_images(images, ranker.grid, ranker.patch_size, dtype), ranker.patch_size
-        )
-        rows = rows.gather(1, kept.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-        projection = vit.patch_embed.proj
-        # The convolution's kernel is (D, 3, p, p); ours are patches with the channel fastest.
-        kernel = projection.weight.permute(0, 2, 3, 1).flatten(1)
-        tokens = vit.patch_embed.norm(F.linear(rows, kernel, projection.bias))
-        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
-        prefix = [token.expand(len(images), -1, -1) for token in prefix]
-        of_patches = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        tokens = tokens + vit.pos_embed[0, of_patches:][kept]
-        if not prefix:
-            positioned = tokens
-        elif of_patches:
-            first = torch.cat(prefix, dim=1) + vit.pos_embed[:, :of_patches]
-            positioned = torch.cat([first, tokens], dim=1)
-        else:
-            positioned = torch.cat([*prefix, tokens], dim=1)
-        embedded: Tensor = vit.pos_drop(positioned)
-        return embedded
+        return kept_output(self.vit, images, self.selector(images, self.keep))
 
 
 def _check_fits(vit: nn.Module, selector: LTRPSelector) -> None:
-    if type(vit) is not VisionTransformer or vit.pos_embed is None:
+    theirs, ranker = token_grid(vit), selector.ranker
+    if not theirs.is_of(ranker.grid, ranker.patch_size):
+        grid, size = ranker.grid, ranker.patch_size
         raise RequestError(
-            f"{type(vit).__name__} cannot be given some patches only; pass one of timm's "
-            "VisionTransformer with absolute positions, such as vit_small_patch16_224"
-        )
-    embed: Any = vit.patch_embed
-    ranker = selector.ranker
-    ours = ((ranker.grid, ranker.grid), (ranker.patch_size, ranker.patch_size))
-    if (embed.grid_size, embed.proj.stride) != ours or embed.proj.kernel_size != ours[1]:
-        raise RequestError(
-            f"the transformer has {embed.grid_size} patches of {embed.proj.kernel_size} px, the "
-            f"ranker {ours[0]} of {ours[1]}; load the ranker for its grid: load_ranker(..., grid=)"
+            f"the transformer has {theirs}, the ranker {grid} x {grid} of {size} x {size} px; "
+            "load the ranker for its grid: load_ranker(..., grid=)"
         )

@@ -273,6 +273,19 @@ class Labels(Protocol):
         ...
 
 
+class Views(Protocol):
+    """The views that a cache was made from, as pixels."""
+
+    def pixels(self, unit: str, arrays: Arrays) -> NDArray[np.uint8]:
+        """Returns the first view of each of the N images of a unit, (N, 3, S, S).
+
+        Args:
+            unit: its name.
+            arrays: its `key`, `size`, `crop` and `flip`.
+        """
+        ...
+
+
 class CountCache(Protocol):
     """What was counted in the patches of whole units, kept from one evaluation to the next."""
 

@@ -18,7 +18,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ltrp_core", "stages", "pipeline")
 
-CORE_MAY_IMPORT = ("ltrp_core", "torch", "timm", "numpy", "safetensors", "huggingface_hub")
+CORE_MAY_IMPORT = (
+    "ltrp_core",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+)
 STAGES_MAY_IMPORT_OF_OURS = (
     "ltrp_core",
     "stages.protocols",

@@ -25,6 +25,8 @@ Target = Literal["raw", "normalized", "unknown"]
 
 _HUB_PREFIX = "hf-hub:"
 OUR_FORMAT = "ltrp-mae"
+_WRAPPED_AS = ("model", "state_dict")
+"""Keys that the parameters may lie under: the MAE authors' and timm's training scripts."""
 _WEIGHTS_NAMES = ("mae.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
@@ -84,8 +86,12 @@ def find_weights(path: Path) -> Path:
     )
 
 
-def read_file(path: Path) -> WeightsFile:
+def read_file(path: Path, advice: str = "") -> WeightsFile:
     """Returns what the weights file at `path` holds, safetensors or torch's own, nothing executed.
+
+    Args:
+        path: of the file.
+        advice: what to do where it holds no parameters; empty: where a MAE's are to be had.
 
     Raises:
         CheckpointError: unreadable, empty, damaged, asking to run code, or without parameters.
@@ -100,7 +106,7 @@ def read_file(path: Path) -> WeightsFile:
     # Eight bytes of length, then JSON; neither of torch's two formats has a brace there.
     if path.suffix == ".safetensors" or head[8:] == b"{":
         return _read_safetensors(path)
-    return _read_torch(path)
+    return _read_torch(path, advice or where_to_get())
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
@@ -112,7 +118,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
         raise _unreadable(path, error) from error
 
 
-def _read_torch(path: Path) -> WeightsFile:
+def _read_torch(path: Path, advice: str) -> WeightsFile:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -125,11 +131,12 @@ def _read_torch(path: Path) -> WeightsFile:
             "trust it, save torch.load(...)['model'] alone with torch.save and pass that"
         ) from error
     fields = content if isinstance(content, Mapping) else {}
-    state = fields.get("model", fields or None)
+    wrapped = next((fields[key] for key in _WRAPPED_AS if key in fields), None)
+    state = (fields or None) if wrapped is None else wrapped
     if not isinstance(state, Mapping) or not all(_is_entry(item) for item in state.items()):
         raise CheckpointError(
             f"{path} holds no parameters (a dict of tensors, alone or under 'model'), but "
-            f"{listed(str(key) for key in fields) or 'something else'}; {where_to_get()}"
+            f"{listed(str(key) for key in fields) or 'something else'}; {advice}"
         )
     args = fields.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args

@@ -1,4 +1,4 @@
-"""The commands that measure: selections against annotations, scores against scores."""
+"""The commands that measure: selections by objects and by classifiers, scores against scores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from pipeline.commands.options import (
     config_options,
     finish,
     label_option,
+    listed,
     out_option,
     selections_option,
+    shards_option,
+    unit_size_option,
 )
 from pipeline.console.progress import open_progress
 from pipeline.console.terminal import say
 from pipeline.evaluation.patches import run_evaluate_patches
+from stages.evaluate_images import EvaluateImagesConfig
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluate_ranking import RankingConfig
 
@@ -88,6 +92,47 @@ def patches(
         progress=open_progress(),
     )
     say((out / "evaluation.txt").read_text("utf-8"), nl=False)
+    return finish(summary)
+
+
+@evaluate.command("images")
+@selections_option
+@label_option
+@shards_option
+@unit_size_option
+@out_option("classification")
+@config_options(EvaluateImagesConfig)
+def images(
+    selections: tuple[str, ...],
+    label: tuple[str, ...],
+    shards: tuple[str, ...],
+    unit_size: int,
+    out: Path,
+    **options: Any,
+) -> int:
+    """Top-1 and top-5 of a classifier that sees the kept patches alone (Fig. 4).
+
+    The classifier is not trained here: a timm model by name, with its pretrained weights from the
+    hub or those of a file. A vision transformer is given only the kept tokens, any other model the
+    view with the rest filled. Beside the selections: the full image, and selectors without weights
+    at the same k. SHARDS are those that were selected from, with labels: .cls or .json members, or
+    class folders. Prints the tables; writes them as text, Markdown, CSV and Parquet, with figures,
+    and the measures of every image.
+
+    Example: ltrp-pipeline evaluate images --selections selections --shards val --frozen
+    timm:vit_small_patch16_224
+    """
+    from pipeline.evaluation.images import run_evaluate_images
+
+    _, summary = run_evaluate_images(
+        EvaluateImagesConfig(**options),
+        selections=selections,
+        labels=label,
+        shards=listed(shards, unit_size),
+        out=out,
+        progress=open_progress(),
+    )
+    say((out / "classification.txt").read_text("utf-8"), nl=False)
     return finish(summary)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.plots import METRICS, styles_of
@@ -28,29 +29,55 @@ def write_figures(folder: Path, rows: Sequence[EvaluationRow]) -> list[Path]:
 
 
 def _write_figure(stem: Path, rows: Sequence[EvaluationRow]) -> list[Path]:
+    title = f"{rows[0].categories} categories, {rows[0].num_images} images"
+    return draw_figure(stem, rows, METRICS, title=title, shape=(2, 2), size=_SIZE_INCHES)
+
+
+def draw_figure(
+    stem: Path,
+    rows: Sequence[Any],
+    panels: Mapping[str, str],
+    *,
+    title: str,
+    shape: tuple[int, int],
+    size: tuple[float, float],
+    across: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Path]:
+    """Writes `stem`.png and .svg: a panel per measure, a line per source; returns both.
+
+    Args:
+        stem: path without an ending.
+        rows: with `source`, `keep_ratio` and the measures' columns.
+        panels: title by measure.
+        title: of the figure.
+        shape: rows and columns of panels.
+        size: of the figure in inches.
+        across: rows that are one level at every keep ratio, by their label.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": stem.name, "font.size": 9}):
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        axes = figure.subplots(2, 2, sharex=True).ravel()
-        for panel, (metric, title) in zip(axes, METRICS.items(), strict=True):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(*shape, sharex=True, squeeze=False)
+        for panel, (metric, words) in zip(axes.ravel(), panels.items(), strict=True):
+            for label, row in across.items():
+                panel.axhline(row[metric], color="#22272c", ls=":", lw=1.2, label=label)
             _draw_panel(panel, rows, metric)
-            panel.set_title(title, loc="left")
-        for panel in axes[2:]:
+            panel.set_title(words, loc="left")
+        for panel in axes[-1]:
             panel.set_xlabel("kept patches, %")
-        handles, labels = axes[0].get_legend_handles_labels()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
-        figure.suptitle(
-            f"{rows[0].categories} categories, {rows[0].num_images} images", x=0.01, ha="left"
-        )
+        figure.suptitle(title, x=0.01, ha="left")
         figure.savefig(files[0], dpi=_DOTS_PER_INCH, metadata={"Software": None})
         figure.savefig(files[1], metadata={"Date": None})
     return files
 
 
-def _draw_panel(axes: Any, rows: Sequence[EvaluationRow], metric: str) -> None:
+def _draw_panel(axes: Any, rows: Sequence[Any], metric: str) -> None:
+    bottom = 0.0
     for source, style in styles_of(row.source for row in rows).items():
         own = sorted((row for row in rows if row.source == source), key=lambda r: r.keep_ratio)
         own = [row for row in own if math.isfinite(row[metric])]
@@ -58,6 +85,7 @@ def _draw_panel(axes: Any, rows: Sequence[EvaluationRow], metric: str) -> None:
             continue
         x = [100 * row.keep_ratio for row in own]
         low, high = ([row[f"{metric}_{end}"] for row in own] for end in ("low", "high"))
+        bottom = min(bottom, *(end for end in low if math.isfinite(end)), 0.0)
         axes.fill_between(x, low, high, color=style.light, alpha=0.14, linewidth=0)
         axes.plot(
             x,
@@ -71,7 +99,7 @@ def _draw_panel(axes: Any, rows: Sequence[EvaluationRow], metric: str) -> None:
         )
     ratios = sorted({100 * row.keep_ratio for row in rows})
     axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=bottom)
     axes.grid(axis="y", color="#e3e6e8", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ltrp_core.errors import RequestError
-from pipeline.evaluation.text_tables import aligned, markdown, write_csv, write_parquet
+from pipeline.evaluation.text_tables import (
+    INTERVALS,
+    aligned,
+    figure_cell,
+    markdown,
+    table_of_images,
+    write_csv,
+    write_parquet,
+)
 from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
 from stages.evaluate_patches import Evaluation
@@ -18,7 +25,6 @@ from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES, DifferenceRow, Evalu
 from stages.evaluation.sources import label_of, labels_in
 
 _TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
-_INTERVALS = "[ ]: 95 % bootstrap intervals over images"
 
 
 def format_table(rows: Sequence[EvaluationRow]) -> str:
@@ -26,7 +32,7 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
     return "\n".join(
         line
         for group in _groups(rows)
-        for line in (_title(group), *aligned(_mean_cells(group)), _INTERVALS)
+        for line in (_title(group), *aligned(_mean_cells(group)), INTERVALS)
     )
 
 
@@ -38,7 +44,7 @@ def format_differences(rows: Sequence[DifferenceRow]) -> str:
     return "\n".join(
         line
         for group in _by_selection(rows)
-        for line in (_difference_title(group), *aligned(_difference_cells(group)), _INTERVALS)
+        for line in (_difference_title(group), *aligned(_difference_cells(group)), INTERVALS)
     )
 
 
@@ -94,24 +100,9 @@ def read_groups(folder: Path) -> list[str]:
 
 
 def _images(evaluation: Evaluation) -> pa.Table:
-    """Returns one row per image, group, source and keep ratio; names are dictionary-encoded."""
-    names = list(evaluation.images)
-    count = len(evaluation.keys)
-    values = np.concatenate(list(evaluation.images.values()))
-
-    def repeated(of_table: list[Any]) -> pa.Array:
-        distinct = list(dict.fromkeys(of_table))
-        places = np.repeat([distinct.index(one) for one in of_table], count).astype(np.int32)
-        return pa.DictionaryArray.from_arrays(places, pa.array(distinct))
-
-    keys = np.tile(np.arange(count, dtype=np.int32), len(names))
-    columns = {
-        "key": pa.DictionaryArray.from_arrays(keys, pa.array(evaluation.keys, pa.string())),
-        "categories": repeated([group for group, _, _ in names]),
-        "source": repeated([source for _, source, _ in names]),
-        "keep_ratio": pa.array(np.repeat([ratio for _, _, ratio in names], count)),
-    }
-    return pa.table(columns | {name: values[:, i] for i, name in enumerate(IMAGE_COLUMNS)})
+    """Returns one row per image, group, source and keep ratio."""
+    names = ("categories", "source", "keep_ratio")
+    return table_of_images(evaluation.keys, names, evaluation.images, IMAGE_COLUMNS)
 
 
 def _groups(rows: Sequence[Any]) -> list[list[Any]]:
@@ -172,16 +163,14 @@ def _figures(row: Any, prefix: str = "", sign: str = "") -> list[str]:
     """Returns `0.412 [.398 .431]` of each measure."""
     cells = []
     for name in MEASURES:
-        value, low, high = row.figures[prefix + name]
-        ends = " ".join(f"{end:{sign}.3f}".replace("0.", ".", 1) for end in (low, high))
-        cells.append(f"{value:{sign}.3f} [{ends}]")
+        cells.append(figure_cell(row.figures[prefix + name], sign))
     return cells
 
 
 def _markdown_page(rows: Sequence[EvaluationRow], differences: Sequence[DifferenceRow]) -> str:
     parts = []
     for group in _groups(rows):
-        parts += [f"{_title(group)} {_INTERVALS}", markdown(_mean_cells(group))]
+        parts += [f"{_title(group)} {INTERVALS}", markdown(_mean_cells(group))]
         parts += ["Pooled over the same images", markdown(_pooled_cells(group))]
     for group in _by_selection(differences):
         parts += [_difference_title(group), markdown(_difference_cells(group))]

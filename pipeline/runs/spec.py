@@ -164,6 +164,16 @@ STAGES: tuple[StageSpec, ...] = (
         fed_by={"selections": ("$select",), "teacher": ("$teacher",)},
     ),
     StageSpec(
+        name="evaluate-images",
+        command="pipeline.commands.evaluations:images",
+        line="Measure selections by a classifier.",
+        words=("evaluate", "images"),
+        configs=("stages.evaluate_images:EvaluateImagesConfig",),
+        on_shards=True,
+        output="classification.parquet",
+        fed_by={"selections": ("$select",)},
+    ),
+    StageSpec(
         name="evaluate-ranking",
         command="pipeline.commands.evaluations:ranking",
         line="Compare the order of patches by two sources of scores.",

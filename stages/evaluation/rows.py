@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,13 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    categories: str
-    source: str
-    keep_ratio: float
-    kept: int
-    num_images: int
+class FigureRow:
+    """Figures and what they are of; the fields of a subclass are the names of a row."""
+
     figures: Mapping[str, Interval]
     """By measure"""
+    once_absent: ClassVar[Mapping[str, Any]] = {}
+    """What a row of an older file, which lacks these columns, has there"""
 
     def __getitem__(self, column: str) -> float:
         """Returns a figure or an end of its interval by its column: `iou`, `iou_low`, `iou_high`.
@@ -62,7 +61,7 @@ class _Row:
     @classmethod
     def from_flat(cls, row: Mapping[str, Any]) -> Self:
         """Returns the row whose columns are `row`; what it may lack is nan."""
-        row = {"categories": "all", **row}  # what was evaluated before there were groups
+        row = {**cls.once_absent, **row}
         names = [field.name for field in fields(cls) if field.name != "figures"]
         nan = float("nan")
         figures = {
@@ -71,6 +70,17 @@ class _Row:
             if name not in names and not name.endswith(("_low", "_high"))
         }
         return cls(**{name: row[name] for name in names}, figures=figures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row(FigureRow):
+    categories: str
+    source: str
+    keep_ratio: float
+    kept: int
+    num_images: int
+    # What was evaluated before there were groups.
+    once_absent: ClassVar[Mapping[str, Any]] = {"categories": "all"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,13 +112,13 @@ def source_rows(
     ratios: dict[tuple[str, str], tuple[Values, Values]] = {}
     for source, table in tables.items():
         for column, name in enumerate(MEASURES):
-            ratios[source, name] = _as_ratio(table[:, column])
+            ratios[source, name] = as_ratio(table[:, column])
         both, kept, foreground = table[:, _PIXELS].T
         ratios[source, "pooled_precision"] = both, kept
         ratios[source, "pooled_recall"] = both, foreground
         ratios[source, "pooled_f1"] = 2 * both, kept + foreground
         ratios[source, "pooled_iou"] = both, kept + foreground - both
-    figures = _with_intervals(ratios, seed, draws)
+    figures = with_intervals(ratios, seed, draws)
     return [EvaluationRow(source=source, **facts, figures=figures[source]) for source in tables]
 
 
@@ -129,21 +139,21 @@ def difference_rows(
     wanted = [(a, b) for a in own for b in REFERENCES] + [(labels[0], b) for b in labels[1:]]
     pairs = [(a, b) for a, b in wanted if a in tables and b in tables]
     ratios = {
-        ((a, b), name): _as_ratio(tables[a][:, column] - tables[b][:, column])
+        ((a, b), name): as_ratio(tables[a][:, column] - tables[b][:, column])
         for a, b in pairs
         for column, name in enumerate(MEASURES)
     }
-    figures = _with_intervals(ratios, seed, draws)
+    figures = with_intervals(ratios, seed, draws)
     return [DifferenceRow(source=a, reference=b, **facts, figures=figures[a, b]) for a, b in pairs]
 
 
-def _as_ratio(values: Values) -> tuple[Values, Values]:
+def as_ratio(values: Values) -> tuple[Values, Values]:
     """Returns the (N,) above and below of which the mean over defined values is the ratio."""
     is_defined = ~np.isnan(values)
     return np.where(is_defined, values, 0.0), is_defined.astype(np.float64)
 
 
-def _with_intervals(
+def with_intervals(
     ratios: Mapping[tuple[Any, str], tuple[Values, Values]], seed: int, draws: int
 ) -> dict[Any, dict[str, Interval]]:
     """Returns the interval of each ratio of sums, by the two parts of its name."""

@@ -1,0 +1,97 @@
+"""A timm vision transformer that is given some patches only, each with its true position."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ltrp_core.errors import RequestError
+from ltrp_core.patches import model_images, patchify
+
+
+class TokenGrid(NamedTuple):
+    """How a transformer cuts its images."""
+
+    grid: tuple[int, int]
+    """Patches down and across"""
+    patch: tuple[int, int]
+    """Height and width of a patch in px"""
+
+    def is_of(self, grid: int, patch_size: int) -> bool:
+        """Returns whether these are the patches of a square grid."""
+        return self == ((grid, grid), (patch_size, patch_size))
+
+    def __str__(self) -> str:
+        (rows, columns), (height, width) = self
+        return f"{rows} x {columns} patches of {height} x {width} px"
+
+
+def token_grid(model: nn.Module) -> TokenGrid:
+    """Returns the patches of a transformer that can be given some of them.
+
+    It must see a patch in one token and nothing else there, and know its place from that token
+    alone: windows, relative positions and convolutions before the tokens need all patches.
+
+    Raises:
+        RequestError: it is another kind of model.
+    """
+    embed: Any = getattr(model, "patch_embed", None)
+    is_plain = type(model) is VisionTransformer and type(embed) is PatchEmbed
+    vit: Any = model
+    if not is_plain or vit.pos_embed is None or embed.proj.kernel_size != embed.proj.stride:
+        raise RequestError(
+            f"{type(model).__name__} cannot be given some patches only; pass one of timm's "
+            "VisionTransformer with absolute positions, such as vit_small_patch16_224"
+        )
+    return TokenGrid(tuple(embed.grid_size), tuple(embed.proj.stride))
+
+
+def kept_output(vit: nn.Module, images: Tensor, kept: Tensor) -> Tensor:
+    """Returns a transformer's output (B, classes) where it is given the patches `kept` alone.
+
+    Class, distillation and register tokens stay. With all patches kept it is the transformer's own
+    output, to rounding.
+
+    Args:
+        vit: one of those that `token_grid` knows.
+        images: of a floating type, (B, 3, g*p, g*p), normalized as the transformer wants them.
+        kept: int64 (B, k), distinct, in any order.
+
+    Raises:
+        RequestError: images of another shape or type.
+    """
+    model: Any = vit
+    # In the grid's order, as the transformer has them.
+    tokens = _embed(model, images, kept.sort(dim=1).values)
+    tokens = model.norm_pre(model.patch_drop(tokens))
+    output: Tensor = model.forward_head(model.norm(model.blocks(tokens)))
+    return output
+
+
+def _embed(vit: Any, images: Tensor, kept: Tensor) -> Tensor:
+    """Returns prefix tokens and the embedded patches `kept` (B, k), with their positions."""
+    projection = vit.patch_embed.proj
+    grid, patch_size = vit.patch_embed.grid_size[0], projection.stride[0]
+    rows = patchify(model_images(images, grid, patch_size, projection.weight.dtype), patch_size)
+    rows = rows.gather(1, kept.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+    # The convolution's kernel is (D, 3, p, p); ours are patches with the channel fastest.
+    kernel = projection.weight.permute(0, 2, 3, 1).flatten(1)
+    tokens = vit.patch_embed.norm(F.linear(rows, kernel, projection.bias))
+    prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+    prefix = [token.expand(len(images), -1, -1) for token in prefix]
+    of_patches = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    tokens = tokens + vit.pos_embed[0, of_patches:][kept]
+    if not prefix:
+        positioned = tokens
+    elif of_patches:
+        first = torch.cat(prefix, dim=1) + vit.pos_embed[:, :of_patches]
+        positioned = torch.cat([first, tokens], dim=1)
+    else:
+        positioned = torch.cat([*prefix, tokens], dim=1)
+    embedded: Tensor = vit.pos_drop(positioned)
+    return embedded
