@@ -40,7 +40,7 @@ Measures = dict[str, NDArray[np.float64]]
 """By name, one value a photograph"""
 
 SIDE, PATCH, LENGTH, MASKED = 224, 16, 196, 0.9
-PRECISION_AT, TOP1_AT = (0.1, 0.25, 0.5), (0.25, 0.5)
+PRECISION_AT, TOP1_AT = (0.1, 0.25, 0.5), (0.5,)
 DEAR: dict[str, tuple[int, Sampler]] = {"l1": (11, "cover"), "surprise": (24, "iid")}
 """Kinds of maps that rankers are compared with: partitions, sampler."""
 
@@ -74,15 +74,15 @@ class Judge:
         model = open_classifier("timm:tf_efficientnet_lite0", classifier)
         self.right = partial(_right, model, self.class_views, self.classes)
         views, keys = normalize(self.class_views[:map_images]), self.class_keys[:map_images]
-        if not (path := work / "maps.npz").exists():
+        if not (clock := work / "seconds.json").exists():
             # A photograph each, and the ways in turns: what else the machine does hits them all.
-            turns = [
-                _seconds(ways, mae, one, key) for key, one in zip(keys, views.split(1), strict=True)
-            ]
+            pairs = zip(keys, views.split(1), strict=True)
+            turns = [_seconds(ways, mae, view, key) for key, view in pairs]
             medians = {kind: median(spent[kind] for spent in turns) for kind in ways}
-            (work / "seconds.json").write_text(json.dumps(medians))
+            clock.write_text(json.dumps(medians))
+        if not (path := work / "maps.npz").exists():
             np.savez(path, **{kind: _maps(kind, ways[kind], mae, views, keys) for kind in DEAR})
-        self.seconds = json.loads((work / "seconds.json").read_text())
+        self.seconds = json.loads(clock.read_text())
         self.maps = {kind: torch.from_numpy(one) for kind, one in np.load(path).items()}
         self.heuristics = _kept_or_made(work / "heuristics.npz", self._heuristics)
 
