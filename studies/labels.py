@@ -119,6 +119,7 @@ RECIPE = {
 @click.option("--classifier", default="", help="EfficientNet-Lite0's weights; empty: timm's")
 @click.option("--epochs", default=10, show_default=True)
 @click.option("--map-images", default=40, show_default=True, help="classified ones with dear maps")
+@click.option("--jobs", default=len(JOBS), show_default=True, help="so many of the first ones")
 @click.option("--work", required=True, type=PATH)
 @click.option("--out", required=True, type=PATH)
 def study(
@@ -130,6 +131,7 @@ def study(
     classifier: str,
     epochs: int,
     map_images: int,
+    jobs: int,
     work: Path,
     out: Path,
 ) -> None:
@@ -137,11 +139,12 @@ def study(
     torch.set_num_threads(1)
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
+    _claim(work, {**RECIPE, "mae": mae, "images": images, "epochs": epochs, "maps": map_images})
     judge = Judge(load_mae(mae), WAYS, objects, measure, classifier, map_images, work)
     shard = _first(learn, images, work / "learn.tar")
     memory: dict[bytes, tuple[Tensor, float]] = {}
     found: dict[tuple[Point, int], Measures] = {}
-    for point, seed in JOBS:
+    for point, seed in JOBS[:jobs]:
         run = work / f"{point.name}-seed-{seed}"
         if not (run / "measures.npz").exists():
             _score(work / point.name, point, mae, shard, memory)
@@ -156,6 +159,14 @@ def study(
 
 
 # ---- scoring ---------------------------------------------------------------------------------
+
+
+def _claim(work: Path, options: Mapping[str, Any]) -> None:
+    """Refuses a folder whose points were made otherwise."""
+    path, text = work / "options.json", json.dumps(options, sort_keys=True)
+    if path.exists() and path.read_text() != text:
+        raise click.ClickException(f"{work} was begun with {path.read_text()}; pass another --work")
+    path.write_text(text)
 
 
 def _first(tar: Path, images: int, out: Path) -> Path:
