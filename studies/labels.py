@@ -307,14 +307,14 @@ def _plot(found: Mapping[tuple[Point, int], Measures], judge: Judge, path: Path)
                     dots.setdefault(seconds, []).append(float(np.nanmean(measures[own])))
             for seconds, values in dots.items():
                 axes.plot([seconds] * len(values), values, "_", color=color)
-            x = sorted(dots)
-            axes.plot(x, [fmean(dots[one]) for one in x], "o-", color=color, label=kind)
-        for source, style in (("patch-variance", ":"), ("random", "--")) if measure else ():
-            mean = judge.heuristics[source][measure].mean()
-            axes.axhline(mean, color="gray", linestyle=style, label=source)
+            if x := sorted(dots):
+                axes.plot(x, [fmean(dots[one]) for one in x], "o-", color=color, label=kind)
+        if measure:
+            mean = judge.heuristics["patch-variance"][measure].mean()
+            axes.axhline(mean, color="gray", linestyle=":", label="patch variance, no label")
         axes.set(xscale="log", xlabel="seconds of scoring a photograph", title=title)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=6)
+    panels[0].legend(fontsize=6, loc="lower left")
     figure.savefig(path, dpi=130)
 
 
