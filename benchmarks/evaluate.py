@@ -27,7 +27,7 @@ from ltrp_core.selection import num_kept
 from pipeline.store.cache import create_cache
 from pipeline.store.records.forms import FORMS
 from pipeline.store.units import publish, seal, unit_name
-from stages.select_patches import SelectConfig, selection_fields
+from stages.selection_arrays import SCHEMA, selection_fields
 
 HEIGHT, WIDTH, GRID = 480, 640, 14
 INSTANCES, CROWDS = 7.3, 0.01
@@ -85,9 +85,9 @@ def write_annotations(path, keys, rng):
 
 def write_selections(path, keys, rng, per_unit):
     """Writes a cache of selections by random scores, as `select` would."""
-    fields = selection_fields(SelectConfig(ranker="random", keep_ratio=STORED), GRID**2)
+    fields = selection_fields(STORED, GRID**2)
     run = {"keep_ratio": STORED, "image_size": GRID * 16, "patch_size": 16, "store": "zarr"}
-    run |= {"schema": 3, "selector": "ranker"}
+    run |= {"schema": SCHEMA, "selector": "ranker"}
     cache = create_cache(path, "select", run)
     side = round(HEIGHT * 224 / 256)
     for start in range(0, len(keys), per_unit):
@@ -102,6 +102,7 @@ def write_selections(path, keys, rng, per_unit):
             "crop": np.tile(np.array(box, np.float32), (count, 1, 1)),
             "flip": np.zeros((count, 1), bool),
             "score": scores,
+            "border_contrast": rng.random((count, GRID**2)).astype(np.float16),
             "patch_variance": rng.random((count, GRID**2)).astype(np.float16),
         }
         order = (-scores.astype(np.float32)).argsort(axis=1, kind="stable").astype(np.uint8)

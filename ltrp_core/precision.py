@@ -48,6 +48,16 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Returns whether a device has no instructions for products in a precision.
+
+    A training step in bf16 takes some 20 times as long as in float32 on a CPU without AVX-512 BF16.
+    """
+    if precision != "bf16" or device.type != "cpu":
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @contextlib.contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Computes products of `device` in `precision` within the context; sums stay float32.

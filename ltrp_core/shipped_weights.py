@@ -1,7 +1,7 @@
 """Weights that the package carries, and where those that it does not carry are to be had.
 
-`mae_tiny` and `ranker_tiny` were trained by the project's own stages; their folders hold model
-cards with data, recipe and limits. docs/weights.md tells how they were made.
+They were trained by the project's own stages; their folders hold model cards with data, recipe and
+limits. docs/weights.md tells how they were made.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from pathlib import Path
 
 from ltrp_core.errors import CheckpointError
 
-SHIPPED_MAE, SHIPPED_RANKER = "mae_tiny", "ranker_tiny"
+SHIPPED_MAE = "mae_tiny"
+SHIPPED_RANKER = "ranker_tiny"
+"""Trained on surprise mixed with priors: the one to take"""
+SHIPPED_L1_RANKER = "ranker_tiny_l1"
+"""Trained on the paper's label, for comparison"""
+SHIPPED_RANKERS = (SHIPPED_RANKER, SHIPPED_L1_RANKER)
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
 
 _AUTHORS_SIZES = {"mae_base": "base", "mae_large": "large", "mae_huge": "huge"}
@@ -22,7 +27,7 @@ def shipped_folder(name: str) -> Path | None:
     Raises:
         CheckpointError: there is such a file or folder here, too, so either may be meant.
     """
-    if name not in (SHIPPED_MAE, SHIPPED_RANKER):
+    if name not in (SHIPPED_MAE, *SHIPPED_RANKERS):
         return None
     if Path(name).exists():
         raise CheckpointError(

@@ -6,7 +6,7 @@ Figures are made without pyplot: no backend is chosen, no global state is touche
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,15 +16,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.styles import REFERENCE_STYLES, SELECTED, Style, styles_of
 from stages.evaluation.rows import EvaluationRow
 from stages.evaluation.sources import (
     CENTER,
-    ORACLE,
     RANDOM,
     TEACHER,
     VARIANCE,
     is_selection,
-    label_of,
     labels_in,
 )
 
@@ -48,55 +47,7 @@ LINES = {"light": "#e3e6e8", "dark": "#343b43"}
 _SIZE_INCHES = (4.4, 2.8)
 
 
-class Style(NamedTuple):
-    """How a line is drawn: color on each page, dash, marker, width in points."""
-
-    light: str
-    dark: str
-    dash: str = "-"
-    marker: str = "o"
-    width: float = 1.5
-
-
-# Okabe and Ito's colors, lightened for the dark page; dash and marker differ as well.
-SELECTED = Style("#0072b2", "#56b4e9", width=2.6)
-"""The first selection."""
-_FURTHER = (
-    Style("#8a6d00", "#e6c229", marker="P", width=2.0),
-    Style("#7b3fa0", "#c39bd8", marker="X", width=2.0),
-    Style("#b3123f", "#f0718f", marker="p", width=2.0),
-    Style("#00707f", "#5cc8d6", marker="h", width=2.0),
-    Style("#5b4636", "#c4a78f", marker="8", width=2.0),
-)
-"""Selections beside the first one; they come round again after the last, with another dash."""
-_DASHES = ("-", "-.", ":")
-REFERENCE_STYLES = {
-    TEACHER: Style("#c65000", "#ee8a45", marker="^"),
-    VARIANCE: Style("#008562", "#2fc59a", marker="D"),
-    CENTER: Style("#a8497f", "#dd8fbb", marker="v"),
-    RANDOM: Style("#6d7278", "#9da3a9", ":", "x"),
-    ORACLE: Style("#22272c", "#eceff1", "-.", "*"),
-}
 _SERIES = (SELECTED, *(REFERENCE_STYLES[n] for n in (TEACHER, VARIANCE, CENTER, RANDOM)))
-
-
-def styles_of(sources: Iterable[str]) -> dict[str, Style]:
-    """Returns how each source of an evaluation is drawn: selections by their place, in order."""
-    names = list(dict.fromkeys(sources))
-    labels = labels_in(names)
-    found: dict[str, Style] = {}
-    for name in names:
-        if not is_selection(name):
-            found[name] = REFERENCE_STYLES[name]
-            continue
-        place = labels.index(label_of(name))
-        turn, number = divmod(place - 1, len(_FURTHER))
-        style = SELECTED if place == 0 else _FURTHER[number]
-        style = style._replace(dash=_DASHES[max(turn, 0) % len(_DASHES)])
-        if name != label_of(name):
-            style = style._replace(dash="--", marker="s", width=1.5)
-        found[name] = style
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

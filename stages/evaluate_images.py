@@ -40,7 +40,6 @@ from stages.protocols import Arrays, CacheReader, Labels, Progress, Summary, Vie
 from stages.selectors import baseline_names
 from stages.types import LABELS, SelectRun
 
-_IMAGES_AT_ONCE = 32
 _NO_BASELINE = "none"
 
 
@@ -262,8 +261,9 @@ def _add(
     classes: Sequence[int],
 ) -> Iterator[int]:
     """Adds the labeled images of a unit, some at a time; yields how many."""
-    for start in range(0, len(rows), _IMAGES_AT_ONCE):
-        some = rows[start : start + _IMAGES_AT_ONCE]
+    at_once = setup.classifier.at_once
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
         part = {
             label: {name: own[name][some] for name in setup.arrays if name in own}
             for label, own in stored.items()

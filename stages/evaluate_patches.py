@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.patch_metrics import PatchAgreement, PatchCoverage, agreement, nested_agreement
 from ltrp_core.selection import num_kept, top_patches
-from ltrp_core.selectors.references import center_scores, oracle_scores, random_scores
+from ltrp_core.selectors.references import oracle_scores
 from stages.evaluation.annotation_join import UsedOnce, examples, unmatched
-from stages.evaluation.beside import Beside
+from stages.evaluation.compared import Compared
 from stages.evaluation.foreground_counts import counted, unit_counts
 from stages.evaluation.rows import (
     IMAGE_COLUMNS,
@@ -26,15 +26,7 @@ from stages.evaluation.rows import (
     difference_rows,
     source_rows,
 )
-from stages.evaluation.sources import (
-    CENTER,
-    ORACLE,
-    RANDOM,
-    TEACHER,
-    VARIANCE,
-    in_order,
-    top_only,
-)
+from stages.evaluation.sources import ORACLE, in_order
 from stages.options import check_ranges, option
 from stages.protocols import (
     CATEGORIES,
@@ -46,8 +38,6 @@ from stages.protocols import (
     Summary,
 )
 from stages.records import kept_name
-from stages.score_maps import ScoreMaps, teacher_maps
-from stages.types import SelectRun
 
 _IMAGES_AT_ONCE = 256
 
@@ -92,30 +82,6 @@ class Evaluation:
     """(categories, source, keep ratio) -> (N, 7): `IMAGE_COLUMNS` of each image"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sources:
-    """What is measured: selections by their labels, the first one first, and a teacher."""
-
-    first: CacheReader
-    run: SelectRun
-    """Of the first"""
-    label: str
-    others: Sequence[Beside]
-    teacher: ScoreMaps | None
-
-    @property
-    def runs(self) -> dict[str, SelectRun]:
-        """By label."""
-        return {self.label: self.run} | {other.label: other.run for other in self.others}
-
-    def read(self, unit: str) -> dict[str, Arrays]:
-        """Returns the arrays of every selection for the images of a unit of the first."""
-        arrays = self.first.read(unit)
-        return {self.label: arrays} | {
-            other.label: other.rows(unit, arrays) for other in self.others
-        }
-
-
 def run(
     config: EvaluateConfig,
     *,
@@ -141,7 +107,7 @@ def run(
             a keep ratio leaves no patch, or a selection or the teacher's cache does not fit.
     """
     started = time.monotonic()
-    sources = _open(selections, teacher)
+    sources = Compared.of(selections, teacher)
     first, length = sources.first, sources.run.length
     stored = {label: run.keep_ratio for label, run in sources.runs.items()}
     ratios = config.keep_ratio or tuple(dict.fromkeys(r for own in stored.values() for r in own))
@@ -170,38 +136,9 @@ def run(
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
     summary.notes += unmatched(found.unannotated, found.used, annotations)
-    summary.notes += _notes(sources, keeps, {source for _, source, _ in evaluation.images})
+    summary.notes += sources.notes(keeps, {source for _, source, _ in evaluation.images})
     summary.seconds = time.monotonic() - started
     return evaluation, summary
-
-
-def _open(selections: Mapping[str, CacheReader], teacher: CacheReader | None) -> _Sources:
-    (label, first), *others = selections.items()
-    run = SelectRun.of(first.run, label)
-    return _Sources(
-        first=first,
-        run=run,
-        label=label,
-        others=[Beside(name, cache, run) for name, cache in others],
-        teacher=None if teacher is None else teacher_maps(teacher, run.grid, run.crop),
-    )
-
-
-def _notes(sources: _Sources, keeps: Mapping[float, int], measured: Collection[str]) -> list[str]:
-    notes = [
-        f"{alone} image(s) of selection {other.label!r} are not in {sources.label!r}, "
-        "and not measured"
-        for other in sources.others
-        if (alone := other.num_alone)
-    ]
-    for label, run in sources.runs.items():
-        if absent := [f"{ratio:g}" for ratio in keeps if ratio not in run.keep_ratio]:
-            only = f", only {top_only(label)!r}" if top_only(label) in measured else ""
-            notes.append(
-                f"at keep ratio {', '.join(absent)} there is no {label!r}{only}: `select` stored "
-                f"{', '.join(f'{ratio:g}' for ratio in run.keep_ratio)}"
-            )
-    return notes
 
 
 @contextmanager
@@ -262,7 +199,7 @@ def _add_unit(
     arrays: Mapping[str, Arrays],
     counts: Mapping[str, Arrays],
     keeps: Mapping[float, int],
-    sources: _Sources,
+    sources: Compared,
 ) -> None:
     """Adds the annotated images of a unit, some at a time."""
     annotated = np.flatnonzero(counts[config.categories[0]]["is_annotated"])
@@ -277,7 +214,8 @@ def _add_unit(
             for name, of_group in counts.items()
         }
         keys = part[sources.label]["key"].tolist()
-        found.add(keys, _measure(part, _scores(config, part, sources), seen, keeps))
+        scores = sources.scores(part, draws=config.random_draws, seed=config.seed)
+        found.add(keys, _measure(part, scores, seen, keeps))
 
 
 def _measure(
@@ -322,33 +260,6 @@ def _order(scores: Tensor) -> Tensor:
 
 def _columns(found: PatchAgreement) -> Tensor:
     return torch.stack([getattr(found, name).double() for name in IMAGE_COLUMNS], dim=1)
-
-
-def _scores(
-    config: EvaluateConfig, arrays: Mapping[str, Arrays], sources: _Sources
-) -> dict[str, Tensor]:
-    """Returns the scores (draws, B, L) of every source but the oracle that keeps its k best."""
-    first = arrays[sources.label]
-    keys = [str(key) for key in first["key"]]
-    length = sources.run.length
-    draws = [
-        torch.stack([random_scores(key, length, draw=draw, seed=config.seed) for key in keys])
-        for draw in range(config.random_draws)
-    ]
-    found = {
-        CENTER: center_scores(sources.run.grid).expand(1, len(keys), -1),
-        RANDOM: torch.stack(draws),
-    }
-    # Not every selector has scores, and selections that no ranker made need not have any.
-    stored = {
-        top_only(label): (arrays[label], run.score_name) for label, run in sources.runs.items()
-    }
-    for source, (own, name) in ({VARIANCE: (first, "patch_variance")} | stored).items():
-        if name in own:
-            found[source] = torch.from_numpy(own[name].astype(np.float32))[None]
-    if sources.teacher is not None:
-        found[TEACHER] = torch.from_numpy(np.stack(list(sources.teacher.maps(keys))))[None]
-    return found
 
 
 def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int]) -> Evaluation:

@@ -23,7 +23,7 @@ from ltrp_core.selectors.references import random_scores
 from ltrp_core.views import View, denormalize, normalize, render_mask, render_view
 from stages.evaluation.annotation_join import UsedOnce
 from stages.evaluation.beside import Beside
-from stages.evaluation.sources import RANDOM, TEACHER, VARIANCE
+from stages.evaluation.sources import RANDOM, STORED, TEACHER, without_prior
 from stages.options import check_ranges, option
 from stages.protocols import Annotations, Arrays, CacheReader, Foreground, Sample
 from stages.records import kept_name, recorded_view
@@ -80,8 +80,8 @@ class GalleryImage:
     selections: Mapping[str, Mapping[float, Kept]]
     """label -> keep ratio -> what `select` kept; in the order that they are shown in"""
     scores: Mapping[str, NDArray[np.float32]]
-    """source -> (L,): of selections with scores, of the teacher if a cover cache has the image, and
-    patch variance"""
+    """source -> (L,): of selections with scores (also without their priors), of the teacher if a
+    cover cache has the image, border contrast and patch variance"""
     orders: Mapping[str, NDArray[np.int64]]
     """source -> (L,): all patches, the first to keep first; of those with scores, and random"""
     foreground: NDArray[np.bool_] | None
@@ -301,7 +301,11 @@ def _scores(
 ) -> dict[str, NDArray[np.float32]]:
     """Returns the scores of each source that has any."""
     stored = {label: (rows[label], run.score_name) for label, run in models.runs.items()}
-    stored[VARIANCE] = next(iter(rows.values())), "patch_variance"
+    for label, run in models.runs.items():
+        stored[without_prior(label)] = rows[label], run.plain_name
+    for source, name in STORED.items():
+        # Of the view alone, so any selection has it for all; older ones lack some.
+        stored[source] = next((r for r in rows.values() if name in r), {}), name
     teacher = models.teacher
     scores = {}
     if teacher is not None and key in teacher.places:

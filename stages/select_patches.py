@@ -14,6 +14,7 @@ from torch import Tensor
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.selection import num_kept
 from ltrp_core.selectors import (
+    Priors,
     ScoreSelector,
     Selector,
     SelectorOptions,
@@ -21,12 +22,13 @@ from ltrp_core.selectors import (
     selector_spec,
 )
 from ltrp_core.selectors.base import PATCH_SIZE
-from ltrp_core.selectors.references import patch_variance
 from ltrp_core.views import Crop, normalize, render_view
 from stages.devices import resolve_device
+from stages.named_weights import as_texts
 from stages.options import check_ranges, identity, option
 from stages.protocols import ArrayField, Arrays, Sample, Summary, UnitRunner
 from stages.records import kept_name, stack_rows, view_row
+from stages.selection_arrays import SCHEMA, as_begun, reference_arrays, selection_fields
 from stages.selectors import (
     TEACHER,
     KnownMap,
@@ -37,13 +39,11 @@ from stages.selectors import (
     choose,
     made_view,
     names,
+    prior_weights,
 )
-from stages.types import SelectRun
+from stages.types import PLAIN_SCORE, SelectRun
 from stages.weights import check_same_file
 
-SCHEMA = 3
-"""Of what is newly written: `score`, and the selector's name in the run. Selections of schema 2
-(`ranker_score`, `teacher_score`, `baseline_score`) are gone on with as they are."""
 _SHORTHANDS = ("ranker", "teacher", "baseline", "selector")
 
 
@@ -80,6 +80,14 @@ class SelectConfig:
     homogeneous: float = option(
         0.2, low=0.0, high=1.0, help="share of the kept from homogeneous regions (Tab. 1e)"
     )
+    prior: tuple[str, ...] = option(
+        (),
+        absent=(),
+        help="NAME=WEIGHT, may be given repeatedly: adds WEIGHT times the patches' ranks by border "
+        "(assumes that objects do not touch the edge; hurts close-ups and crops), center (the "
+        "photographer's habit, looks at no pixel; hurts off center) or patch-variance (objects "
+        "have more detail than the ground; hurts on grass and gravel) to their ranks by score",
+    )
     crop: Crop = option(
         "eval",
         help="eval: center crop; resize: the whole image, squashed square; none: the image is of "
@@ -112,6 +120,8 @@ class SelectConfig:
         if self.weights and not self.selector:
             raise RequestError(f"--{given[0]} names its weights itself; leave --weights out")
         self._check_weights()
+        # One form whatever the order and the spelling: it is part of the run's identity.
+        object.__setattr__(self, "prior", as_texts(prior_weights(self.prior)))
 
     def _check_weights(self) -> None:
         takes = self.method == TEACHER or selector_spec(self.method).weights_file is not None
@@ -137,37 +147,6 @@ class SelectConfig:
         """The option that named `source`."""
         given = next(name for name in _SHORTHANDS if getattr(self, name))
         return f"--{given}" if given in ("ranker", "teacher") else "--weights"
-
-
-def selection_fields(
-    config: SelectConfig, length: int, score_name: str | None = "score"
-) -> dict[str, ArrayField]:
-    """Returns the arrays of a unit of selections.
-
-    Args:
-        config: options.
-        length: L.
-        score_name: of the scores; None: the selector has none.
-
-    Raises:
-        RequestError: a keep ratio leaves no patch of `length`.
-    """
-    index, fill = ("uint16", 65535) if length > 255 else ("uint8", 255)
-    maps = ArrayField(dtype="float16", shape=(length,), fill=float("nan"))
-    return {
-        "key": ArrayField(dtype="string", shape=(), fill=""),
-        "size": ArrayField(dtype="int32", shape=(2,), fill=-1),
-        "crop": ArrayField(dtype="float32", shape=(1, 4), fill=float("nan")),
-        "flip": ArrayField(dtype="bool", shape=(1,), fill=False),
-        **({score_name: maps} if score_name else {}),
-        "patch_variance": maps,
-        **{
-            kept_name(ratio): ArrayField(
-                dtype=index, shape=(num_kept(ratio, length),), fill=fill, high=length
-            )
-            for ratio in config.keep_ratio
-        },
-    }
 
 
 def open_selector(config: SelectConfig, open_teacher: OpenTeacher | None, device: str) -> Selector:
@@ -225,6 +204,7 @@ class UnitSelector:
         *,
         weights_sha256: str | None = None,
         score_name: str = "score",
+        schema: int = SCHEMA,
     ) -> None:
         """Opens the selector.
 
@@ -234,6 +214,7 @@ class UnitSelector:
             device: where this worker computes; `auto` = what `config.device` says.
             weights_sha256: what the weights must be, where they are read on another machine.
             score_name: the array of the scores.
+            schema: of the folder, which says what stands beside them.
 
         Raises:
             CheckpointError: the weights cannot be used, or are others.
@@ -247,7 +228,9 @@ class UnitSelector:
         self.selector = open_selector(config, open_teacher, str(self.device))
         self.length = self.selector.grid**2
         self.score_name = score_name if isinstance(self.selector, ScoreSelector) else None
-        self.fields = selection_fields(config, self.length, self.score_name)
+        self.schema = schema
+        self.priors = Priors(prior_weights(config.prior), self.selector)
+        self.fields = _fields(config, self.length, self.score_name, schema)
 
     def prepare(self, sample: Sample) -> PreparedSample:
         """Renders the view that is selected from."""
@@ -266,7 +249,7 @@ class UnitSelector:
         return PreparedSample(rows, render_view(sample.image, view, size), known)
 
     def batches(self, prepared: Iterable[PreparedSample]) -> Iterator[Arrays]:
-        """Yields the arrays of `selection_fields` for the samples that come, some at a time."""
+        """Yields the arrays of `fields` for the samples that come, some at a time."""
         samples = iter(prepared)
         while group := list(itertools.islice(samples, self.config.batch_size)):
             made = self._select(group)
@@ -287,11 +270,11 @@ class UnitSelector:
         keys = [sample.rows["key"] for sample in group]
         keeps = [num_kept(ratio, self.length) for ratio in self.config.keep_ratio]
         known = [sample.known for sample in group]
-        selected, scores = choose(self.selector, images, keys, keeps, known)
-        variance = patch_variance(images, self.selector.patch_size)
-        made = {"patch_variance": variance.cpu().numpy()}
-        if scores is not None and self.score_name:
-            made[self.score_name] = scores.cpu().numpy()
+        selected, scores, plain = choose(self.selector, images, keys, keeps, known, self.priors)
+        made = reference_arrays(images, self.selector.patch_size, self.schema)
+        for name, values in ((self.score_name, scores), (PLAIN_SCORE, plain)):
+            if name and values is not None:
+                made[name] = values.cpu().numpy()
         chosen = [kept.cpu().numpy() for kept in selected]
         check_choices(self.selector, chosen, len(group), keeps)
         for ratio, kept in zip(self.config.keep_ratio, chosen, strict=True):
@@ -314,7 +297,7 @@ def run(
 ) -> Summary:
     """Writes the selections of every pending shard.
 
-    Selections that were begun with schema 2 are gone on with in schema 2.
+    Selections that were begun with an older schema are gone on with in that one.
 
     Args:
         config: options.
@@ -328,7 +311,8 @@ def run(
         RequestError: k out of range, or options that do not fit each other.
     """
     selector = open_selector(config, open_teacher, "cpu")
-    begun = units.begun()
+    Priors(prior_weights(config.prior), selector)
+    schema = units.begun().get("schema", SCHEMA)
     selected_by = {
         **{name: value for name, value in identity(config).items() if name not in _SHORTHANDS},
         "image_size": selector.image_size,
@@ -337,8 +321,7 @@ def run(
         "schema": SCHEMA,
         "selector": config.method,
     }
-    if begun.get("schema", SCHEMA) == 2:
-        selected_by = _as_schema_2(selected_by)
+    selected_by = as_begun(selected_by, schema)
     run = SelectRun.of(selected_by)
     has_scores = isinstance(selector, ScoreSelector)
     return units.run(
@@ -349,18 +332,25 @@ def run(
             open_teacher,
             weights_sha256=made_by.get("weights_sha256"),
             score_name=run.score_name,
+            schema=selected_by["schema"],
         ),
         identity=selected_by,
-        fields=selection_fields(config, selector.grid**2, run.score_name if has_scores else None),
+        fields=_fields(
+            config,
+            selector.grid**2,
+            run.score_name if has_scores else None,
+            selected_by["schema"],
+        ),
     )
 
 
-def _as_schema_2(selected_by: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the identity of the same run as schema 2 has it."""
-    old = {name: value for name, value in selected_by.items() if name != "selector"}
-    method = selected_by["selector"]
-    source = method if method in ("ranker", TEACHER) else "baseline"
-    old |= {"schema": 2, "source": source, "baseline": method if source == "baseline" else ""}
-    if "weights_sha256" in old:
-        old["ranker_sha256"] = old.pop("weights_sha256")
-    return old
+def _fields(
+    config: SelectConfig, length: int, score_name: str | None, schema: int
+) -> dict[str, ArrayField]:
+    return selection_fields(
+        config.keep_ratio,
+        length,
+        score_name=score_name,
+        with_priors=bool(config.prior),
+        schema=schema,
+    )

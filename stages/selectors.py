@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltrp_core.errors import RequestError
-from ltrp_core.selectors import SELECTORS, ScoreSelector, Selector, selector_names
+from ltrp_core.selectors import (
+    SELECTORS,
+    Priors,
+    ScoreSelector,
+    Selector,
+    prior_names,
+    selector_names,
+)
 from ltrp_core.views import Crop, View, check_size, make_view
+from stages.named_weights import named_weights
 from stages.protocols import CacheReader, Sample
 from stages.records import recorded_view
 from stages.score_maps import ScoreMaps
@@ -33,6 +41,11 @@ def names() -> list[str]:
 def baseline_names() -> list[str]:
     """Returns the names that `--baseline` takes: of the package's selectors without weights."""
     return [name for name, spec in SELECTORS.items() if spec.weights_file is None]
+
+
+def prior_weights(given: Sequence[str]) -> dict[str, float]:
+    """Returns the weights of `--prior` by name; errors as of `named_weights`."""
+    return named_weights(given, prior_names(), "--prior")
 
 
 class TeacherSelector(ScoreSelector):
@@ -80,23 +93,31 @@ def choose(
     keys: Sequence[str],
     keeps: Sequence[int],
     known: Sequence[KnownMap],
-) -> tuple[list[Tensor], Tensor | None]:
-    """Returns the kept patches (B, k) for each k, and the scores (B, L) if there are any.
+    priors: Priors,
+) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """Returns the kept patches (B, k) for each k, what they are by, and the selector's own scores.
 
     Args:
         known: scores (L,) of each image that came with its view.
+        priors: whose ranks are added; without any, scores are the selector's own.
+
+    Returns:
+        Kept patches; scores (B, L), if the selector has any; its own scores (B, L) where priors
+        were added, else None.
     """
-    scores = None
+    scores = plain = None
     if isinstance(selector, ScoreSelector):
         maps = [values for values in known if values is not None]
         if len(maps) == len(keys) > 0:
             scores = torch.from_numpy(np.stack(maps)).to(images.device)
         else:
             scores = selector.scores(images, keys)
+        if priors.weights:
+            plain, scores = scores, priors.add(scores, images, keys)
         kept = selector.keep(scores, images, keeps)
     else:
         kept = selector.select(images, keys, keeps)
-    return kept, scores
+    return kept, scores, plain
 
 
 def check_choices(

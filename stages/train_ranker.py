@@ -14,8 +14,11 @@ from ltrp_core.errors import RequestError
 from ltrp_core.losses import LOSSES, loss_by_name
 from ltrp_core.patches import unpatchify
 from ltrp_core.rankers import InitReport, Ranker, create_ranker, initialize_ranker
+from ltrp_core.scoring import metric_names
+from ltrp_core.selectors import prior_names
 from ltrp_core.views import normalize_patches
 from stages.devices import resolve_device
+from stages.named_weights import as_texts, named_weights
 from stages.options import option
 from stages.protocols import Progress, Records, Summary, TrainingFolder
 from stages.training.config import TrainingConfig
@@ -95,6 +98,13 @@ class TrainRankerConfig(TrainingConfig):
         "best", help="epoch whose weights are the ranker: the best on what is held out, or the last"
     )
     patience: int = option(0, low=0, help="epochs without a better one until it ends; 0 = never")
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+        # One form whatever the order and the spelling: it is part of the run's identity.
+        known = [*metric_names(), *prior_names()]
+        mix = named_weights(self.label_mix, known, "--label-mix")
+        object.__setattr__(self, "label_mix", as_texts(mix))
 
 
 @dataclass(slots=True)

@@ -10,8 +10,14 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from ltrp_core.errors import RequestError
 from ltrp_core.partitions import num_visible
 
-LABELS = {"patch-variance": "patch variance", "border": "border contrast"}
+LABELS = {
+    "patch-variance": "patch variance",
+    "border": "border contrast",
+    "border-features": "border contrast of features",
+}
 """Selectors whose name in tables is not their name as an option."""
+PLAIN_SCORE = "plain_score"
+"""Array of a selector's own scores, where `score` is with the ranks of priors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +70,7 @@ _WHOSE = "; pass the --out folder of `ltrp-pipeline score` or `select`, as it wa
 
 
 def _value(kind: Any, name: str, found: Any, where: str) -> Any:
-    """Returns a value of JSON as `kind`: int, float, str, bool, a Literal or tuple[float, ...]."""
+    """Returns a value of JSON as `kind`: int, float, str, bool, a Literal or a tuple of one."""
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if kind is float and is_number:
         return float(found)
@@ -74,8 +80,8 @@ def _value(kind: Any, name: str, found: Any, where: str) -> Any:
         return found
     if get_origin(kind) is Literal and found in get_args(kind):
         return found
-    if kind == tuple[float, ...] and isinstance(found, list | tuple):
-        return tuple(_value(float, name, one, where) for one in found)
+    if kind in (tuple[float, ...], tuple[str, ...]) and isinstance(found, list | tuple):
+        return tuple(_value(kind.__args__[0], name, one, where) for one in found)
     raise RequestError(f"{where} has {name} = {str(found)[:40]!r} in its run.json{_WHOSE}")
 
 
@@ -133,6 +139,8 @@ class SelectRun(ViewSizes):
     """Of schema 2, which had no `selector`: `ranker`, `teacher` or `baseline`"""
     baseline: str = ""
     """Of schema 2: which one"""
+    prior: tuple[str, ...] = ()
+    """NAME=WEIGHT of each prior whose ranks were added to the scores"""
     weights_sha256: str = ""
     ranker_sha256: str = ""
     """Of schema 2: `weights_sha256`"""
@@ -146,8 +154,9 @@ class SelectRun(ViewSizes):
 
     @property
     def label(self) -> str:
-        """What tables call it."""
-        return LABELS.get(self.selected_by, self.selected_by)
+        """What tables call it: the selector, and its priors with their weights."""
+        priors = [_term(*text.partition("=")[::2]) for text in self.prior]
+        return " + ".join([LABELS.get(self.selected_by, self.selected_by), *priors])
 
     @property
     def score_name(self) -> str:
@@ -155,9 +164,19 @@ class SelectRun(ViewSizes):
         return "score" if self.selector else f"{self.source}_score"
 
     @property
+    def plain_name(self) -> str:
+        """The array of the selector's own scores, which is there where priors were added."""
+        return PLAIN_SCORE
+
+    @property
     def weights(self) -> str:
         """sha256 of the weights that selected, in hex; empty if there were none."""
         return self.weights_sha256 or self.ranker_sha256
+
+
+def _term(name: str, weight: str) -> str:
+    """Returns `border`, or `0.5 border` of another weight than 1."""
+    return name if weight in ("", "1") else f"{weight} {name}"
 
 
 def score_name(run: Mapping[str, Any]) -> str:

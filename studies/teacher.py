@@ -5,7 +5,7 @@
     python studies/teacher.py curves --logs docs/weights --out docs/study
     ltrp-pipeline score --mae mae_tiny --shards photos-19.tar --crop eval --sampler cover \
         --partitions 88 --out teacher
-    ltrp-pipeline select --ranker ranker_tiny --shards photos-19.tar --out selections
+    ltrp-pipeline select --ranker ranker_tiny_l1 --shards photos-19.tar --out selections
     python studies/teacher.py repeat --teacher teacher --selections selections --out docs/study
     python studies/teacher.py explain --teacher teacher --selections selections \
         --shards photos-19.tar --out docs/study
@@ -115,7 +115,9 @@ def draw(mae: str, shards: Sequence[str], out: Path) -> None:
 
 
 @study.command()
-@click.option("--logs", required=True, type=PATH, help="with mae_tiny.jsonl and ranker_tiny.jsonl")
+@click.option(
+    "--logs", required=True, type=PATH, help="with the .jsonl of both trainings"
+)
 @click.option("--out", required=True, type=PATH)
 def curves(logs: Path, out: Path) -> None:
     """The two trainings, by epoch: what they reached on photographs they had not seen."""
@@ -123,7 +125,7 @@ def curves(logs: Path, out: Path) -> None:
     left, right = figure.subplots(1, 2)
     for name, axes, lines in (
         ("mae_tiny", left, {"error_75": "75 % masked", "error_90": "90 % masked"}),
-        ("ranker_tiny", right, {"tau": "Kendall's tau-b", "top1": "same best patch of 19"}),
+        ("ranker_tiny_l1", right, {"tau": "Kendall's tau-b", "top1": "same best patch of 19"}),
     ):
         text = (logs / f"{name}.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]

@@ -50,7 +50,9 @@ def gallery_image(key: str, array: np.ndarray, box: tuple[int, int, int, int]) -
     ranker = np.log1p(variance).astype(np.float16).astype(np.float32)
     ranker += 1.5 * np.hanning(GRID + 2)[1:-1].repeat(GRID).astype(np.float32)
     teacher = np.sqrt(variance) + np.random.default_rng(7).normal(size=LENGTH).astype(np.float32)
-    scores = {"ranker": ranker, "teacher": teacher, "patch variance": variance}
+    border = np.abs(np.asarray(small, np.float32) - np.asarray(small, np.float32)[0, 0])
+    scores = {"ranker": ranker, "teacher": teacher, "border contrast": border.sum(axis=2).ravel()}
+    scores["patch variance"] = variance
     orders = {source: np.argsort(-values, kind="stable") for source, values in scores.items()}
     orders["random"] = np.random.default_rng(5).permutation(LENGTH)
     kept = {}

@@ -6,7 +6,7 @@ from ltrp_core.selection import num_kept
 from pipeline.store.cache import create_cache, open_cache
 from pipeline.store.records.forms import FORMS
 from pipeline.store.units import publish, seal, unit_name
-from stages.select_patches import SelectConfig, selection_fields
+from stages.selection_arrays import SCHEMA, selection_fields
 
 GRID, PATCH = 4, 8
 SIZE = GRID * PATCH
@@ -26,15 +26,16 @@ def selection_arrays(keys, seed):
         "crop": np.tile(np.array([0, 0, SIZE, SIZE], np.float32), (count, 1, 1)),
         "flip": np.zeros((count, 1), bool),
         "score": scores.astype(np.float16),
+        "border_contrast": rng.random((count, GRID**2)).astype(np.float16),
         "patch_variance": rng.random((count, GRID**2)).astype(np.float16),
     } | {f"kept_{ratio:g}": order[:, : num_kept(ratio, GRID**2)] for ratio in RATIOS}
 
 
 def write_selections(path, units, seed=0):
     """Writes a cache of selections; `units` is keys by the name of a shard without .tar."""
-    fields = selection_fields(SelectConfig(ranker="none", keep_ratio=RATIOS), GRID**2)
+    fields = selection_fields(RATIOS, GRID**2)
     run = {"keep_ratio": RATIOS, "image_size": SIZE, "patch_size": PATCH, "store": "zarr"}
-    run |= {"schema": 3, "selector": "ranker"}
+    run |= {"schema": SCHEMA, "selector": "ranker"}
     cache = create_cache(path, "select", run | {"seed": seed})
     form = FORMS["zarr"]
     for number, (shard, keys) in enumerate(units.items()):

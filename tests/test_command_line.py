@@ -57,7 +57,9 @@ def test_every_stage_in_turn(photo_folder, small_mae, tmp_path):
     table, _ = run("evaluate", "patches", "--selections", tmp_path / "selections",
         "--annotations", annotations(tmp_path / "instances.json", keys),
         "--teacher", tmp_path / "teacher", "--out", tmp_path / "evaluation")  # fmt: skip
-    for source in ("ranker", "teacher", "patch variance", "center", "random", "oracle"):
+    for source in (
+        "ranker", "teacher", "border contrast", "patch variance", "center", "random", "oracle",
+    ):  # fmt: skip
         assert source in table
     run("report", "--selections", tmp_path / "selections", "--shards", shards, "--mae",
         small_mae, "--teacher", tmp_path / "teacher", "--evaluation", tmp_path / "evaluation",

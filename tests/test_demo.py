@@ -10,16 +10,16 @@ from pipeline.store.cache import open_cache
 
 def test_the_demo_scores_selects_and_draws_with_the_weights_of_the_package(tmp_path):
     out, err = run("demo", "--out", tmp_path / "demo")
-    assert "7 images ok, 0 bad" in err
+    assert "12 images ok, 0 bad" in err
     assert re.search(r"0\.25 +ranker +0\.\d{3} \[", out)
     selections = open_cache(tmp_path / "demo" / "selections")
     teacher = open_cache(tmp_path / "demo" / "teacher")
     for cache in (selections, teacher):
-        assert sum(row.n_ok for row in cache.rows.values()) == 7
+        assert sum(row.n_ok for row in cache.rows.values()) == 12
     page = (tmp_path / "demo" / "report" / "index.html").read_text()
-    assert page.count('class="card"') == 7
+    assert page.count('class="card"') == 12
     _, again = run("demo", "--out", tmp_path / "demo")
-    assert "score: 0 done, 2 already there" in again
+    assert "score: 0 done, 3 already there" in again
 
 
 @pytest.mark.slow

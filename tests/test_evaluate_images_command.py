@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ltrp_core.selection import num_kept
+from ltrp_core.selectors import SELECTORS
+from ltrp_core.selectors.baselines import CENTER
 from ltrp_core.selectors.references import center_scores
 from oracles.fillings import hidden_behind
 from oracles.kept_tokens import masked_logits
@@ -230,16 +232,15 @@ def test_a_keep_ratio_that_is_not_stored_is_said(folder, tmp_path):
     assert "at keep ratio 0.5 there is no 'patch variance (selected)': `select` stored 0.3" in err
 
 
-def test_a_selection_that_has_a_baselines_name_keeps_it(folder, tmp_path):
-    select(folder / "shards", tmp_path / "border", "border")
+def test_a_selection_by_a_selector_of_another_package_keeps_its_name(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(SELECTORS, "theirs", CENTER)
+    select(folder / "shards", tmp_path / "theirs", "theirs")
     (tmp_path / "vit.safetensors").write_bytes((folder / "vit.safetensors").read_bytes())
-    words = ("--selections", tmp_path / "border", "--shards", folder / "shards")
-    run(*arguments(tmp_path, selections=())[:2], *words, "--frozen", "timm:test_vit", "--weights",
-        tmp_path / "vit.safetensors", "--out", tmp_path / "r", "--device", "cpu")  # fmt: skip
+    words = list(arguments(tmp_path, "test_vit", "--baseline", "theirs", selections=("theirs",)))
+    words[words.index(tmp_path / "shards")] = folder / "shards"
+    run(*words, "--out", tmp_path / "r")
     rows = {(row.source, row.keep_ratio): row for row in read_image_rows(tmp_path / "r")}
-    assert rows["border contrast", 0.3].figures == (
-        rows["border contrast, top-k only", 0.3].figures
-    )
+    assert rows["theirs", 0.3].figures == rows["theirs, top-k only", 0.3].figures
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_file_of_another_form_is_refused(tmp_path):
 
 def test_every_recipe_can_be_run(shards, tmp_path):
     """All options of all stages are checked before the first is run."""
-    assert recipes() == ["eight_gpus", "laptop", "paper", "tiny"]
+    assert recipes() == ["eight_gpus", "laptop", "paper", "tiny", "tiny_l1"]
     for name in recipes():
         out, _ = run("run", name, "--dry-run", "--set", f"shards={shards}")
         commands = [line for line in out.splitlines() if line.startswith("  ltrp-pipeline ")]

@@ -151,6 +151,40 @@ def test_selections_of_any_source_are_evaluated_and_shown(shards, small_mae, tmp
     assert "score with --crop eval --sampler cover" in complaint
 
 
+def test_a_selection_with_priors_is_evaluated_and_shown_beside_the_plain_one(
+    shards, small_mae, tmp_path
+):
+    prior = ("--selector", "patch-variance", *BASELINE[2:], "--prior", "border=1", "--prior",
+             "center=0.5")  # fmt: skip
+    select(shards, tmp_path / "s", *prior)
+    run("verify", tmp_path / "s", "--deep")
+    assert open_cache(tmp_path / "s").run["prior"] == ["center=0.5", "border=1"]
+    (tmp_path / "masks").mkdir()
+    for subject in ("astronaut", "cat", "coffee"):
+        for number in range(4):
+            mask = np.zeros((150, 180), np.uint8)
+            mask[30:90, 60:140] = 255
+            Image.fromarray(mask).save(tmp_path / "masks" / f"{subject}_{number}.png")
+    table, _ = run("evaluate", "patches", "--selections", tmp_path / "s", "--annotations",
+                   tmp_path / "masks", "--out", tmp_path / "e")  # fmt: skip
+    name = "patch variance + 0.5 center + border"
+    for source in (name, f"{name}, top-k only", f"{name}, top-k without prior", "border contrast"):
+        assert f"  {source}  " in table
+    rows = {}
+    for row in pq.read_table(tmp_path / "e" / "evaluation.parquet").to_pylist():
+        rows[row["source"], row["keep_ratio"]] = row["precision"]
+    for ratio in (0.25, 0.5, 0.75):
+        assert rows[f"{name}, top-k without prior", ratio] == rows["patch variance", ratio]
+    run("report", "--selections", tmp_path / "s", "--shards", shards, "--mae", small_mae,
+        "--evaluation", tmp_path / "e", "--out", tmp_path / "report")  # fmt: skip
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    for words in (f"{name}, top-k without prior (top-k only)", "Border contrast",
+                  f"Scores: {name}, without prior"):  # fmt: skip
+        assert words in page
+    complaint = one_line_error("select", "--shards", shards, "--out", tmp_path / "s", *prior[:-2])
+    assert "prior: ['center=0.5', 'border=1'] there, ['border=1'] asked" in complaint
+
+
 def test_another_source_is_another_run(shards, ranker_folder, tmp_path):
     select(shards, tmp_path / "s", *BASELINE)
     for options in (("--ranker", ranker_folder), ("--baseline", "random", *BASELINE[2:])):
@@ -167,6 +201,8 @@ def test_another_source_is_another_run(shards, ranker_folder, tmp_path):
         (("--ranker", "nowhere"), "no ranker in 'nowhere'"),
         (("--teacher", "nowhere"), "nowhere"),
         (("--baseline", "center", "--image-size", "100"), "does not divide into patches of 16"),
+        (("--baseline", "center", "--prior", "boarder=1"), "did you mean border"),
+        (("--baseline", "center", "--prior", "border"), "NAME=WEIGHT, such as border=0.5"),
     ],
 )
 def test_wrong_input_is_one_line(shards, tmp_path, options, message):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import one_line_error, run
+from scipy.stats import kendalltau
 from scored_caches import forge
 
 from ltrp_core.mae import load_mae
@@ -225,6 +226,7 @@ def test_what_does_not_fit_is_one_line(surprised, tmp_path):
     for options, what in (
         (("--list-length", 37), "more than the 36 patches"),
         (("--label", "partition", "--list-length", 34), "more than the 33 patches"),
+        (("--label-mix", "l2=1"), "unknown label-mix 'l2'"),
         (("--label-mix", "l1=1"), "unknown label-mix 'l1'"),
         (("--label-mix", "border=1"), "add surprise=1"),
         (("--label-mix", "surprise=1,border"), "not of the form NAME=WEIGHT"),
@@ -232,3 +234,34 @@ def test_what_does_not_fit_is_one_line(surprised, tmp_path):
     ):
         assert what in one_line_error(*train, *options)
     shutil.rmtree(tmp_path / "r", ignore_errors=True)
+
+
+def test_two_draws_of_surprise_are_compared_by_disjoint_partitions(surprised, tmp_path):
+    one = surprised("one", "--crop", "eval")
+    other = surprised("other", "--crop", "eval", "--seed", 1)
+    _, err = run("evaluate", "ranking", one, other, "--out", tmp_path / "r")
+    # Halves of 6 of the 12 partitions, each of which scores 33 of the 36 patches.
+    found = re.search(r"two draws of the first cache's teacher agree with tau (\S+) \(5\.5 x", err)
+    first, second = ([], [])
+    cache = open_cache(one)
+    for unit in cache.units:
+        arrays = cache.read(unit)
+        for row in range(len(arrays["key"])):
+            for half, values in ((slice(0, 6), first), (slice(6, 12), second)):
+                masked = masked_patches(arrays["visible"][row, 0, half], 36)
+                scores = arrays["score"][row, 0, half]
+                values.append([scores[masked == patch].mean() for patch in range(36)])
+    taus = [kendalltau(*pair).statistic for pair in zip(first, second, strict=True)]
+    assert float(found[1]) == pytest.approx(np.mean(taus), abs=6e-4)
+
+
+def test_a_patch_that_was_scored_once_leaves_its_image_out_of_the_plateau(surprised, tmp_path):
+    one = surprised("one", "--crop", "eval", "--partitions", 4, "--seed", 14)
+    _, err = run("evaluate", "ranking", one, one, "--out", tmp_path / "r")
+    counts = [
+        np.bincount(masked_patches(visible, 36).ravel(), minlength=36).min()
+        for unit in open_cache(one).units
+        for visible in open_cache(one).read(unit)["visible"][:, 0]
+    ]
+    assert 0 < sum(count < 2 for count in counts) < 12
+    assert f"{sum(count < 2 for count in counts)} image(s) of the first cache have patches" in err

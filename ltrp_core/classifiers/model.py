@@ -53,6 +53,11 @@ class FrozenClassifier:
         use_fast_linears(self.model)
 
     @property
+    def at_once(self) -> int:
+        """How many images the model sees together, whatever it is given."""
+        return _AT_ONCE.get(self.device.type, _AT_ONCE_ELSEWHERE)
+
+    @property
     def drops_tokens(self) -> bool:
         """Whether it can be given some patches only."""
         try:
@@ -141,7 +146,7 @@ class FrozenClassifier:
 
         The last group is filled up with its first row. B must not be 0.
         """
-        at_once = _AT_ONCE.get(self.device.type, _AT_ONCE_ELSEWHERE)
+        at_once = self.at_once
         results = []
         with frozen_weights(), float32_kept():
             for groups in zip(*(values.split(at_once) for values in inputs), strict=True):

@@ -17,6 +17,7 @@ from ltrp_core.selectors.base import (
 )
 from ltrp_core.selectors.baselines import CENTER, RANDOM, VARIANCE
 from ltrp_core.selectors.border import BORDER
+from ltrp_core.selectors.border_features import BORDER_FEATURES
 from ltrp_core.selectors.priors import Priors, prior_names
 from ltrp_core.selectors.ranker import RANKER
 
@@ -42,5 +43,6 @@ SELECTORS.update(
         "center": CENTER,
         "patch-variance": VARIANCE,
         "border": BORDER,
+        "border-features": BORDER_FEATURES,
     }
 )

@@ -7,6 +7,7 @@ it fails where an object touches the edge, and edge patches themselves score 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,14 +44,24 @@ def border_contrast(images: Tensor, patch_size: int) -> Tensor:
     if images.shape[-1] != images.shape[-2]:
         raise RequestError(f"images must be square; got {tuple(images.shape)}. Crop them.")
     patches = patchify(images.float(), patch_size)
-    grid = images.shape[-1] // patch_size
     colors = patches.unflatten(2, (-1, 3)).mean(dim=2) * images.new_tensor(IMAGENET_STD).float()
-    place = torch.arange(grid * grid, device=images.device)
-    row, column = place // grid, place % grid
-    is_edge = (torch.minimum(row, column) == 0) | (torch.maximum(row, column) == grid - 1)
-    edge = colors[:, is_edge]
+    edge = colors[:, edge_places(colors.shape[1], images.device)]
     squared = (colors.unsqueeze(2) - edge.unsqueeze(1)).square().sum(dim=3)
     return squared.amin(dim=2).sqrt()
+
+
+def edge_places(length: int, device: torch.device) -> Tensor:
+    """Returns which of L = g * g patches are at the edge of the grid, bool (L,), row by row.
+
+    Raises:
+        RequestError: L is no square.
+    """
+    grid = math.isqrt(length)
+    if grid * grid != length:
+        raise RequestError(f"{length} patches are no square grid; pass g * g, row by row")
+    place = torch.arange(length, device=device)
+    row, column = place // grid, place % grid
+    return (torch.minimum(row, column) == 0) | (torch.maximum(row, column) == grid - 1)
 
 
 class BorderSelector(PlainSelector):

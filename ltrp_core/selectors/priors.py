@@ -44,6 +44,11 @@ def normalized_ranks(values: Tensor) -> Tensor:
     >>> normalized_ranks(torch.tensor([[5.0, 1.0, 5.0, 7.0, 0.0]])).tolist()
     [[0.625, 0.25, 0.625, 1.0, 0.0]]
     """
+    return _doubled_ranks(values) / _doubled_span(values)
+
+
+def _doubled_ranks(values: Tensor) -> Tensor:
+    """Returns 2 * (r - 1), whole numbers also where equal values share the mean of their ranks."""
     if values.ndim != 2:
         raise RequestError(f"values to rank must be (B, L); got {tuple(values.shape)}")
     if not bool(values.isfinite().all()):
@@ -54,7 +59,11 @@ def normalized_ranks(values: Tensor) -> Tensor:
     ascending = values.sort(dim=1).values
     below = torch.searchsorted(ascending, values)
     not_above = torch.searchsorted(ascending, values, right=True)
-    return (below + not_above - 1).double() / (2 * max(values.shape[1] - 1, 1))
+    return (below + not_above - 1).double()
+
+
+def _doubled_span(values: Tensor) -> int:
+    return 2 * max(values.shape[1] - 1, 1)
 
 
 def with_priors(scores: Tensor, maps: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -68,11 +77,12 @@ def with_priors(scores: Tensor, maps: Mapping[str, Tensor], weights: Mapping[str
     Raises:
         RequestError: as `normalized_ranks` does.
     """
-    total = normalized_ranks(scores)
+    # Whole numbers are divided last, so that sums that are equal tie (to rounding of the weights);
+    # product and sum are two steps, so that no device fuses them.
+    total = _doubled_ranks(scores)
     for name, weight in weights.items():
-        # Two steps, so that no device fuses them: every device has the same ties.
-        total = total + normalized_ranks(maps[name]) * weight
-    return total
+        total = total + _doubled_ranks(maps[name]) * weight
+    return total / _doubled_span(scores)
 
 
 class Priors:

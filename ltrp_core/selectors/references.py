@@ -1,7 +1,8 @@
 """The references that stand beside every patch-level figure, at the same k (Sec. 4.1; ours).
 
 `random` (the mean of 20 draws) is what no knowledge gives, `center` what photographers' habits
-give, patch variance what pixels alone give, and `oracle` is the upper bound. One more, the
+give, patch variance and border contrast (`ltrp_core.selectors.border`) what pixels alone give, and
+`oracle` is the upper bound. One more, the
 autoencoder itself, is the mean score over `cover` partitions and comes from the cache. Keep the k
 best by `ltrp_core.selection.top_patches`.
 """

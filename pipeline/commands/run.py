@@ -238,9 +238,10 @@ def report(shards: tuple[str, ...], label: tuple[str, ...], out: Path, **options
 def demo(out: Path, train: bool, quick: bool) -> int:
     """Score, select, evaluate and draw a few photographs.
 
-    The photographs are those that scikit-image and scikit-learn ship; masked autoencoder and ranker
-    are mae_tiny and ranker_tiny, which the package carries, or with --train new ones that learn
-    from these photographs alone. Ends with a table and OUT/report/index.html.
+    The photographs are ten that scikit-image, scikit-learn and matplotlib ship, and two crops of
+    them; masked autoencoder and ranker are mae_tiny and ranker_tiny, which the package carries, or
+    with --train new ones that learn from these photographs alone. Ends with a table and
+    OUT/report/index.html.
 
     Example: ltrp-pipeline demo --out demo-out
     """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.plots import METRICS, styles_of
+from pipeline.evaluation.styles import styles_of
+from pipeline.plots import METRICS
 from stages.evaluation.rows import EvaluationRow
 
 _SIZE_INCHES = (8.4, 5.6)
@@ -62,8 +64,8 @@ def draw_figure(
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(*shape, sharex=True, squeeze=False)
         for panel, (metric, words) in zip(axes.ravel(), panels.items(), strict=True):
-            for label, row in across.items():
-                panel.axhline(row[metric], color="#22272c", ls=":", lw=1.2, label=label)
+            for dash, (label, row) in zip(cycle(("--", ":")), across.items(), strict=False):
+                panel.axhline(row[metric], color="#22272c", ls=dash, lw=1.2, label=label)
             _draw_panel(panel, rows, metric)
             panel.set_title(words, loc="left")
         for panel in axes[-1]:

@@ -22,7 +22,7 @@ from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
 from stages.evaluate_patches import Evaluation
 from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES, DifferenceRow, EvaluationRow
-from stages.evaluation.sources import label_of, labels_in
+from stages.evaluation.sources import label_of, labels_in, top_only, without_prior
 
 _TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
 
@@ -143,7 +143,10 @@ def _pooled_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
 
 
 def _difference_cells(rows: Sequence[DifferenceRow]) -> list[tuple[str, ...]]:
-    """Returns a selection's differences, or those of its k best where that is all there is."""
+    """Returns a selection's differences, or those of its k best where that is all there is.
+
+    What priors add is always that of the k best: without priors nothing else is known.
+    """
     header = ("kept", "minus", *(_TITLES[name] for name in MEASURES))
     label = label_of(rows[0].source)
     stored = {row.keep_ratio for row in rows if row.source == label}
@@ -154,7 +157,9 @@ def _difference_cells(rows: Sequence[DifferenceRow]) -> list[tuple[str, ...]]:
             *_figures(row, sign="+"),
         )
         for row in rows
-        if row.source == label or row.keep_ratio not in stored
+        if row.source == label
+        or row.reference == without_prior(label)
+        or (row.keep_ratio not in stored and row.source == top_only(label))
     ]
     return [header, *lines]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plots import INK, REFERENCE_STYLES, SELECTED, Plot, Style, Theme, dress, write_plot
+from pipeline.evaluation.styles import REFERENCE_STYLES, SELECTED, Style
+from pipeline.plots import INK, Plot, Theme, dress, write_plot
 from pipeline.report.cache_figures import ScoreFigures
 from stages.report import AttentionProfile
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ltrp_core.errors import RequestError
 from pipeline.plots import heat_map
-from stages.evaluation.sources import RANDOM, TEACHER, VARIANCE
+from stages.evaluation.sources import BORDER, RANDOM, TEACHER, VARIANCE, without_prior
 from stages.report import GalleryImage, Kept
 
-_BUTTONS = {VARIANCE: "Variance"}
+_BUTTONS = {BORDER: "Border", VARIANCE: "Variance"}
 """What a source is called where it cannot be called by its name."""
 _PICTURES = ("photo", "reconstruction", "reconstruction_without")
 _LEAST_RANGE = 1.0
@@ -45,7 +45,8 @@ def check_gallery(gallery: Sequence[GalleryImage], grid: int) -> None:
 def gallery_context(gallery: Sequence[GalleryImage], grid: int, folder: Path) -> dict[str, Any]:
     """Writes the pictures into `folder`; returns what the template is filled with."""
     labels = list(gallery[0].selections) if gallery else []
-    others = [s for s in (TEACHER, VARIANCE, RANDOM) if any(s in i.orders for i in gallery)]
+    known = (*map(without_prior, labels), TEACHER, BORDER, VARIANCE, RANDOM)
+    others = [source for source in known if any(source in i.orders for i in gallery)]
     sources = [*labels, *others]
     stored = [_stored(gallery[0].selections[label]) for label in labels] + [[] for _ in others]
     buttons = {choice["k"]: choice for of_source in reversed(stored) for choice in of_source}
@@ -169,7 +170,9 @@ def _maps(image: GalleryImage) -> list[tuple[str, str]]:
         (label, f"Scores: {label}" if " " in label else f"{_button(label)}'s scores")
         for label in image.selections
     ]
-    return [(TEACHER, "Teacher's scores"), *own, (VARIANCE, "Patch variance")]
+    plain = [(without_prior(x), f"Scores: {x}, without prior") for x in image.selections]
+    stored = [(BORDER, "Border contrast"), (VARIANCE, "Patch variance")]
+    return [(TEACHER, "Teacher's scores"), *own, *plain, *stored]
 
 
 def _brightest(image: GalleryImage, grid: int) -> float:

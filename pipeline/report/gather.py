@@ -10,7 +10,7 @@ from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.rankers import load_ranker, read_config
 from ltrp_core.rankers.folder import CONFIG, WEIGHTS
-from ltrp_core.shipped_weights import SHIPPED_RANKER, WEIGHTS_FOLDER
+from ltrp_core.shipped_weights import SHIPPED_RANKERS, WEIGHTS_FOLDER
 from pipeline.annotations import open_annotations
 from pipeline.evaluation.ranking import read_tables
 from pipeline.evaluation.selections import open_selections
@@ -28,6 +28,7 @@ from pipeline.store.storage.local import LocalStorage
 from pipeline.store.units import unit_name
 from pipeline.training.folder import read_curve
 from stages import report
+from stages.evaluation.compared import missing_references
 from stages.evaluation.rows import EvaluationRow
 from stages.protocols import Progress, Sample, Summary
 from stages.score_maps import ScoreMaps, teacher_maps
@@ -102,6 +103,8 @@ def run_report(
         ):
             gallery.append(image)
             bar.advance(1)
+    if gallery:
+        summary.notes += missing_references({name for image in gallery for name in image.scores})
     evaluation = inputs.evaluation
     cards = [_training_card(folder) for folder in inputs.training]
     data = ReportData(
@@ -183,7 +186,7 @@ def _attention(
     runs = [SelectRun.of(cache.run, label) for label, cache in selections.items()]
     wanted = next((run.weights for run in runs if run.weights), None)
     folders = [folder for folder in training if (folder / WEIGHTS).is_file()]
-    shipped = [WEIGHTS_FOLDER / SHIPPED_RANKER] if wanted is not None else []
+    shipped = [WEIGHTS_FOLDER / name for name in SHIPPED_RANKERS] if wanted is not None else []
     for folder in [*folders, *shipped]:
         if wanted is None or file_sha256(folder / WEIGHTS) == wanted:
             try:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.plots import METRICS, plot_evaluation
 from stages.evaluation.rows import DifferenceRow, EvaluationRow
 from stages.evaluation.sources import (
+    BORDER,
     CENTER,
     ORACLE,
     RANDOM,
@@ -17,10 +18,12 @@ from stages.evaluation.sources import (
     VARIANCE,
     label_of,
     labels_in,
+    without_prior,
 )
 
 _MEANINGS = {
     TEACHER: "the k best by the masked autoencoder's own mean score, which the ranker learned from",
+    BORDER: "the k patches whose color is farthest from any at the edge of the image",
     VARIANCE: "the k patches whose pixels vary most",
     CENTER: "the k patches closest to the middle",
     RANDOM: "k patches at random, mean of many draws",
@@ -40,6 +43,8 @@ def _meaning(source: str) -> str:
         return _MEANINGS[source]
     if source == label_of(source):
         return "the selection as stored: the best patches by its scores, then homogeneous ones"
+    if source == without_prior(label_of(source)):
+        return f"the k best patches by the selector's own scores, of {label_of(source)}"
     return f"the k best patches by the scores of {label_of(source)}"
 
 
@@ -89,9 +94,12 @@ def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
 
 
 def _differences(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Returns, of each selection as it is stored, its name and one block per keep ratio."""
+    """Returns, of each selection as it is stored, its name and one block per keep ratio.
+
+    Beside them what priors add to the k best alone: without priors nothing else is known.
+    """
     own = {
-        label: [row for row in rows if row.source == label]
+        label: [row for row in rows if row.source == label or row.reference == without_prior(label)]
         for label in labels_in(row.source for row in rows)
     }
     return [
@@ -116,7 +124,8 @@ def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
                     "best": low > 0 or high < 0,
                 }
             )
-        line = {"source": row.reference, "is_oracle": False, "cells": cells}
+        name = row.reference + ("" if row.source == label_of(row.source) else " (top-k only)")
+        line = {"source": name, "is_oracle": False, "cells": cells}
         blocks.setdefault(row.keep_ratio, empty)["lines"].append(line)
     return [blocks[ratio] for ratio in sorted(blocks)]
 

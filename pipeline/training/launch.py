@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltrp_core.precision import is_emulated
 from pipeline.console.relayed_progress import RelayedBars, RelayedProgress
 from pipeline.files import replace_text
 from pipeline.store.run_file import read_run, run_id
 from pipeline.store.storage.local import LocalStorage
 from pipeline.training.folder import DiskTrainingFolder
 from pipeline.training.options import TrainingRunOptions
+from stages.devices import resolve_device
 from stages.protocols import Progress
 from stages.training.ddp import Processes
 
@@ -75,12 +77,14 @@ class Job(ABC):
         out: `--out`, absolute.
         options: that change no number.
         device: as it was asked for.
+        precision: as it was asked for.
     """
 
     stage: str
     out: Path
     options: TrainingRunOptions
     device: str
+    precision: str = "auto"
 
     @abstractmethod
     def identity(self, progress: Progress) -> dict[str, Any]:
@@ -114,6 +118,11 @@ def launch(job: Job, progress: Progress, how: Launch | None = None) -> dict[str,
     DiskTrainingFolder(job.out, job.stage).open(identity)
     work = functools.partial(_work, job)
     if how.workers == 0:
+        if is_emulated(job.precision, resolve_device(job.device)):
+            how.on_note(
+                f"--precision {job.precision}: this CPU has no instructions for it: a step takes "
+                "some 20 times as long as in float32; --precision auto is float32 here"
+            )
         return work(progress=progress, on_note=how.on_note)
     return _on_ray(work, job, how, progress)
 

@@ -61,6 +61,7 @@ class MAEJob(Job):
     ) -> None:
         self.config, self.shards, self.out = config, shards, out
         self.options, self.device = options, config.device
+        self.precision = config.precision
 
     @property
     def images_folder(self) -> Path:

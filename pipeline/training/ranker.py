@@ -71,7 +71,7 @@ class RankerJob(Job):
     ) -> None:
         self.config, self.inputs, self.out = config, inputs, out
         self.options: RunOptions = options
-        self.device = config.device
+        self.device, self.precision = config.device, config.precision
 
     def identity(self, progress: Progress) -> dict[str, Any]:
         """Returns options, records, and what epochs are judged by."""

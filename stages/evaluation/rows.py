@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.bootstrap import bootstrap_ratios
-from stages.evaluation.sources import REFERENCES, top_only
+from stages.evaluation.sources import REFERENCES, sources_of, top_only, without_prior
 
 MEASURES = ("precision", "recall", "f1", "iou")
 IMAGE_COLUMNS = (*MEASURES, "intersection", "kept_pixels", "foreground")
@@ -132,11 +132,13 @@ def difference_rows(
 ) -> list[DifferenceRow]:
     """Returns what the selections are better by; arguments as above.
 
-    Each selection, and its k best alone, minus each of `REFERENCES`, and the first selection minus
-    each other one.
+    Each selection, and its k best alone, minus each of `REFERENCES`; its k best minus those that it
+    would be without its priors; and the first selection minus each other one.
     """
-    own = [name for label in labels for name in (label, top_only(label))]
-    wanted = [(a, b) for a in own for b in REFERENCES] + [(labels[0], b) for b in labels[1:]]
+    own = [name for label in labels for name in sources_of(label)]
+    wanted = [(a, b) for a in own for b in REFERENCES]
+    wanted += [(top_only(label), without_prior(label)) for label in labels]
+    wanted += [(labels[0], b) for b in labels[1:]]
     pairs = [(a, b) for a, b in wanted if a in tables and b in tables]
     ratios = {
         ((a, b), name): as_ratio(tables[a][:, column] - tables[b][:, column])

@@ -1,7 +1,7 @@
 """Whose patches an evaluation measures: selections by their labels, and the references beside them.
 
 All that tables and plots need to know of a source is in its name: one of `REFERENCES`, `ORACLE`, a
-selection's label, or that label with `TOP_ONLY` behind it.
+selection's label, or that label with `TOP_ONLY` or `WITHOUT_PRIOR` behind it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from collections.abc import Iterable, Sequence
 from ltrp_core.errors import RequestError
 from stages.types import SelectRun
 
-TEACHER, VARIANCE, CENTER, RANDOM, ORACLE = (
+TEACHER, BORDER, VARIANCE, CENTER, RANDOM, ORACLE = (
     "teacher",
+    "border contrast",
     "patch variance",
     "center",
     "random",
     "oracle",
 )
-REFERENCES = (TEACHER, VARIANCE, CENTER, RANDOM)
+REFERENCES = (TEACHER, BORDER, VARIANCE, CENTER, RANDOM)
 """What every selection is compared with at the same k; the oracle is an upper bound beside it."""
 TOP_ONLY = ", top-k only"
 """Ends the name of a selection's k best patches by its scores, without homogeneous ones."""
+WITHOUT_PRIOR = ", top-k without prior"
+"""Ends the name of the k best patches by the selector's own scores, where priors were added."""
 _SELECTED = " (selected)"
+
+STORED = {BORDER: "border_contrast", VARIANCE: "patch_variance"}
+"""References that need the pixels: `select` stores them, in arrays of these names."""
 
 
 def top_only(label: str) -> str:
@@ -31,9 +37,14 @@ def top_only(label: str) -> str:
     return label + TOP_ONLY
 
 
+def without_prior(label: str) -> str:
+    """Returns the name of a selector's k best patches before the ranks of priors were added."""
+    return label + WITHOUT_PRIOR
+
+
 def label_of(source: str) -> str:
     """Returns the label of the selection that a source is of."""
-    return source.removesuffix(TOP_ONLY)
+    return source.removesuffix(TOP_ONLY).removesuffix(WITHOUT_PRIOR)
 
 
 def is_selection(source: str) -> bool:
@@ -46,9 +57,14 @@ def labels_in(sources: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(label_of(source) for source in sources if is_selection(source)))
 
 
+def sources_of(label: str) -> tuple[str, str, str]:
+    """Returns the sources of one selection: as stored, the best alone, the best without priors."""
+    return label, top_only(label), without_prior(label)
+
+
 def in_order(labels: Sequence[str]) -> list[str]:
     """Returns all sources in the order of the tables: selections as they were given, references."""
-    own = [name for label in labels for name in (label, top_only(label))]
+    own = [name for label in labels for name in sources_of(label)]
     return [*own, *REFERENCES, ORACLE]
 
 
@@ -84,6 +100,6 @@ def name_selections(
     for label in labels:
         if labels.count(label) > 1:
             raise RequestError(f"two selections are called {label!r}; give each a --label")
-        if not label or not is_selection(label) or label.endswith(TOP_ONLY):
+        if not label or not is_selection(label) or label != label_of(label):
             raise RequestError(f"--label {label!r} is a reference's name, or none; take another")
     return labels

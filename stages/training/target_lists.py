@@ -116,11 +116,8 @@ class TargetLists:
     def maps(self, sample: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the targets (M, L) of all patches of some views, nan where none was scored.
 
-        The mean score over the partitions that scored a patch; with a mix, its rank within the
-        view and those of the priors, weighted and summed.
-
-        Raises:
-            RequestError: a mix of a view with patches that were never scored; names the image.
+        The mean score over the partitions that scored a patch; with a mix, its rank among those
+        of the view and the ranks of the priors, weighted and summed.
         """
         patches, score = view_lists(self.records, sample, view)
         maps, _ = mean_map(patches, score, self.run.length)
@@ -131,22 +128,33 @@ class TargetLists:
     def _mixed(
         self, maps: NDArray[np.float64], sample: NDArray[np.int64], view: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        whole = np.isfinite(maps).all(axis=1)
-        if not whole.all():
-            key = self.records.keys[int(sample[int(np.argmin(whole))])]
-            raise RequestError(
-                f"--label-mix ranks all patches of a view, and some of {key!r} were never scored; "
-                "score with more --partitions"
-            )
-        priors = {name: weight for name, weight in self.mix.items() if name != self.run.metric}
-        total = normalized_ranks(torch.from_numpy(maps)) * self.mix.get(self.run.metric, 0.0)
-        if priors:
+        """Returns the weighted ranks, among the patches of a view that have a score; else nan."""
+        terms = {self.run.metric: torch.from_numpy(maps)}
+        if set(self.mix) - set(terms):
             views = torch.from_numpy(self.records.whole_views(sample, view))
             images = unpatchify(normalize_patches(views), self.run.patch_size, self.run.grid)
             keys = [self.records.keys[row] for row in sample.tolist()]
-            for name, weight in priors.items():
-                total = total + normalized_ranks(self._prior(name).scores(images, keys)) * weight
-        return total.numpy()
+            terms |= {
+                name: self._prior(name).scores(images, keys)
+                for name in self.mix
+                if name not in terms
+            }
+        mixed = np.full(maps.shape, np.nan)
+        has_score = np.isfinite(maps)
+        is_whole = has_score.all(axis=1)
+        # Nearly always all of them; of an image that chance left a patch of, its own subset.
+        whole = np.flatnonzero(is_whole)
+        groups = [(whole, has_score.any(axis=0))] if len(whole) else []
+        groups += [(np.array([row]), has_score[row]) for row in np.flatnonzero(~is_whole).tolist()]
+        for rows, known in groups:
+            if not known.any():
+                continue
+            places = np.ix_(rows, known)
+            mixed[places] = sum(
+                normalized_ranks(terms[name][places]).numpy() * weight
+                for name, weight in self.mix.items()
+            )
+        return mixed
 
     def _prior(self, name: str) -> ScoreSelector:
         sizes = SelectorOptions(image_size=self.run.image_size, patch_size=self.run.patch_size)

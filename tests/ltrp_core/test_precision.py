@@ -15,6 +15,7 @@ from ltrp_core.precision import (
     computing_in,
     fastest_faithful,
     float32_kept,
+    is_emulated,
     needs_gpu,
 )
 from ltrp_core.rankers import load_ranker
@@ -226,3 +227,10 @@ def test_every_precision_of_a_gpu_keeps_the_order(work, precision):
     rounded = leave_one_out_scores(mae, images, visible, precision=precision).double()
     mae.cpu()
     assert kendall_tau_b(exact.cpu(), rounded.cpu()).mean() > 0.95
+
+
+def test_bf16_is_emulated_where_the_processor_has_no_instructions_for_it():
+    cpu = torch.device("cpu")
+    assert is_emulated("bf16", cpu) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert not is_emulated("float32", cpu)
+    assert not is_emulated("bf16", torch.device("cuda"))

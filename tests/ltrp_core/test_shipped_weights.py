@@ -6,20 +6,26 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 from skimage import data
 
 from ltrp_core import LTRPSelector
 from ltrp_core.errors import CheckpointError
 from ltrp_core.mae import load_mae
-from ltrp_core.partitions import sample_visible
+from ltrp_core.partitions import masked_patches, sample_visible
 from ltrp_core.rankers import create_ranker, initialize_ranker, load_ranker
-from ltrp_core.scoring import leave_one_out_scores
+from ltrp_core.repeatability import mean_map
+from ltrp_core.scoring import leave_one_out_scores, surprise_scores
+from ltrp_core.selectors.border import border_contrast
 from ltrp_core.shipped_weights import WEIGHTS_FOLDER
 from ltrp_core.views import make_view, normalize, render_view
 
-FILES = ("mae_tiny/mae.safetensors", "ranker_tiny/ranker.safetensors")
-MOST_BYTES = 12_000_000
+FILES = (
+    "mae_tiny/mae.safetensors",
+    "ranker_tiny/ranker.safetensors",
+    "ranker_tiny_l1/ranker.safetensors",
+)
+MOST_BYTES, MOST_BYTES_OF_ALL = 12_000_000, 33_000_000
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,7 @@ def teacher_maps(views: torch.Tensor) -> np.ndarray:
 
 
 def test_the_files_are_those_of_the_sums_and_small() -> None:
+    assert sum((WEIGHTS_FOLDER / name).stat().st_size for name in FILES) < MOST_BYTES_OF_ALL
     lines = (WEIGHTS_FOLDER / "SHA256SUMS").read_text().splitlines()
     assert [line.split("  ")[1] for line in lines] == list(FILES)
     for line in lines:
@@ -66,7 +73,8 @@ def test_the_files_are_those_of_the_sums_and_small() -> None:
 def test_the_weights_are_halves_on_the_disk_and_float32_in_memory(name: str) -> None:
     with safe_open(WEIGHTS_FOLDER / name, framework="pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
-    model = load_mae("mae_tiny") if name.startswith("mae") else load_ranker("ranker_tiny")
+    folder = name.partition("/")[0]
+    model = load_mae(folder) if folder == "mae_tiny" else load_ranker(folder)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
     assert not model.training
 
@@ -105,13 +113,32 @@ def test_the_autoencoder_reconstructs_better_than_the_mean_color(views: torch.Te
     assert error < 0.6 * filled
 
 
-def test_the_ranker_ranks_new_photographs_as_the_teacher_does(
-    views: torch.Tensor, teacher_maps: np.ndarray
+@pytest.fixture(scope="module")
+def mixed_maps(views: torch.Tensor) -> np.ndarray:
+    """(5, L): ranks of surprise, and half the ranks of border contrast and of nearness to the
+    center, as `ranker_tiny` was taught on other photographs."""
+    mae, images = load_mae("mae_tiny"), normalize(views)
+    rows = [sample_visible(str(row), 0, 12, 196, 0.9, 0) for row in range(len(views))]
+    visible = np.stack(rows)
+    scores = surprise_scores(mae, images, torch.from_numpy(visible)).numpy()
+    surprise, _ = mean_map(masked_patches(visible, 196), scores, 196)
+    place = np.arange(196)
+    center = np.broadcast_to(-np.hypot(place // 14 - 6.5, place % 14 - 6.5), surprise.shape)
+    border = border_contrast(images, 16).numpy()
+    terms = ((surprise, 1.0), (border, 0.5), (center, 0.5))
+    return sum(rankdata(values, axis=1) * weight for values, weight in terms)
+
+
+@pytest.mark.parametrize(
+    ("ranker", "label"), [("ranker_tiny", "mixed_maps"), ("ranker_tiny_l1", "teacher_maps")]
+)
+def test_each_ranker_ranks_new_photographs_as_its_label_does(
+    views: torch.Tensor, ranker: str, label: str, request
 ) -> None:
-    ranker = load_ranker("ranker_tiny")
     with torch.no_grad():
-        scores = ranker(normalize(views)).numpy()
-    taus = [kendalltau(*pair).statistic for pair in zip(scores, teacher_maps, strict=True)]
+        scores = load_ranker(ranker)(normalize(views)).numpy()
+    maps = request.getfixturevalue(label)
+    taus = [kendalltau(*pair).statistic for pair in zip(scores, maps, strict=True)]
     assert min(taus) > 0.2
     assert np.mean(taus) > 0.4
 

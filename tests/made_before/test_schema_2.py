@@ -38,7 +38,7 @@ from stages.types import SelectRun
 ARCHIVE = Path(__file__).with_name("schema_2.tar.gz")
 QUIET = JsonLineProgress(every_s=1e9)
 SELECTIONS = {
-    "by_ranker": ({"ranker": "ranker_tiny"}, {}),
+    "by_ranker": ({"ranker": "ranker_tiny_l1"}, {}),
     "by_baseline": ({"baseline": "patch-variance"}, {"store": "webdataset"}),
     "by_teacher": ({"teacher": "teacher"}, {}),
 }
@@ -107,7 +107,7 @@ def test_selections_are_gone_on_with_in_their_own_schema(made, name):
 
     run_select(config, both(), "new", InProcessPool(), QUIET, units)
     new = open_cache("new")
-    assert (new.run["schema"], new.run["selector"]) == (3, config.method)
+    assert (new.run["schema"], new.run["selector"]) == (4, config.method)
     for unit, old in before.items():
         arrays = new.read(unit)
         for kept in ("kept_0.25", "kept_0.5", "kept_0.75"):

@@ -21,6 +21,13 @@ def mean_color(image: Tensor, patch_size: int, row: int, col: int) -> list[float
     return color
 
 
+def feature_contrast(features: list[list[float]]) -> list[float]:
+    """Returns the distance of every patch's features to those of the nearest one at the edge."""
+    grid = round(math.sqrt(len(features)))
+    edge = [f for i, f in enumerate(features) if {0, grid - 1} & {i // grid, i % grid}]
+    return [min(math.dist(own, other) for other in edge) for own in features]
+
+
 def border_contrast(image: Tensor, patch_size: int) -> list[float]:
     """Returns the distance of every patch to the nearest one at the edge, row by row."""
     grid = image.shape[-1] // patch_size

@@ -5,9 +5,10 @@ import pytest
 
 from ltrp_core.errors import RequestError
 from pipeline.console.progress import JsonLineProgress
+from pipeline.evaluation.tables import format_differences
 from stages.evaluate_patches import EvaluateConfig, run
 from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES
-from stages.evaluation.sources import in_order, name_selections
+from stages.evaluation.sources import in_order, name_selections, without_prior
 from stages.protocols import CATEGORIES, Foreground
 from stages.types import SelectRun
 
@@ -35,6 +36,7 @@ class Selections:
             "flip": np.zeros((3, 1), dtype=bool),
             "ranker_score": scores,
             "patch_variance": scores[:, ::-1],
+            "border_contrast": np.roll(scores, 5, axis=1),
             "kept_0.25": order[:, :4].astype(np.uint8),
             "kept_0.5": order[:, :8].astype(np.uint8),
         }
@@ -158,6 +160,7 @@ def test_keep_ratios_that_were_not_selected_come_from_the_score_maps():
     maps = {
         "ranker, top-k only": arrays["ranker_score"],
         "patch variance": arrays["patch_variance"],
+        "border contrast": arrays["border_contrast"],
         "center": np.tile([-np.hypot(i // 4 - 1.5, i % 4 - 1.5) for i in range(16)], (2, 1)),
     }
     for source, scores in maps.items():
@@ -186,8 +189,8 @@ def test_how_the_images_are_sharded_changes_nothing():
 
 def test_rows_are_means_and_pooled_sums_of_the_images():
     found, _ = evaluate()
-    assert [row.source for row in found.rows[:6]] == [
-        s for s in in_order(["ranker"]) if s != "teacher"
+    assert [row.source for row in found.rows[:7]] == [
+        s for s in in_order(["ranker"]) if s not in ("teacher", without_prior("ranker"))
     ]
     for row in found.rows:
         of_images = found.images["all", row.source, row.keep_ratio]
@@ -212,7 +215,7 @@ def test_differences_are_paired_by_image():
     assert pairs == {
         (source, reference)
         for source in ("ranker", "ranker, top-k only")
-        for reference in ("patch variance", "center", "random")
+        for reference in ("border contrast", "patch variance", "center", "random")
     }
     for row in found.differences:
         for name in MEASURES:
@@ -230,9 +233,9 @@ def test_differences_are_paired_by_image():
 
 def test_every_group_of_categories_has_its_own_foreground():
     found, _ = evaluate(categories=("unseen", "all"))
-    assert [row.categories for row in found.rows] == ["all"] * 12 + ["unseen"] * 12
+    assert [row.categories for row in found.rows] == ["all"] * 14 + ["unseen"] * 14
     alone, _ = evaluate(categories=("unseen",))
-    assert found.rows[12:] == alone.rows
+    assert found.rows[14:] == alone.rows
 
 
 class Shelf:
@@ -315,7 +318,7 @@ class Teacher:
     """Two partitions of 8 patches each, which cover the image; higher index = matters more."""
 
     run = {  # noqa: RUF012
-        "stage": "score", "sampler": "cover", "views": 1, "partitions": 2,
+        "stage": "score", "sampler": "cover", "mask_ratio": 0.5, "views": 1, "partitions": 2,
         "crop": "eval", "image_size": 32, "patch_size": 8,
     }  # fmt: skip
     units = ("t",)
@@ -359,11 +362,59 @@ def test_a_teacher_without_a_map_of_an_image_is_refused():
 def test_selections_that_hold_no_scores_stand_beside_what_needs_none():
     class OnlyKept(Selections):
         def read(self, unit):
-            names = ("ranker_score", "patch_variance")
+            names = ("ranker_score", "patch_variance", "border_contrast")
             return {k: v for k, v in super().read(unit).items() if k not in names}
 
     found, _ = evaluate(OnlyKept())
     assert {row.source for row in found.rows} == {"ranker", "center", "random", "oracle"}
+
+
+class WithPrior(Selections):
+    """The ranker's scores with the ranks of a prior: kept by another map than its own."""
+
+    run = {**Selections.run, "selector": "ranker", "prior": ["border=1"]}  # noqa: RUF012
+
+    def read(self, unit):
+        arrays = super().read(unit)
+        arrays["plain_score"] = arrays.pop("ranker_score")
+        arrays["score"] = arrays["plain_score"][:, ::-1] / 16
+        order = (-arrays["score"]).argsort(axis=1)
+        return arrays | {"kept_0.25": order[:, :4], "kept_0.5": order[:, :8]}
+
+
+def test_where_priors_were_added_the_selectors_own_scores_stand_beside():
+    found, _ = evaluate(WithPrior(), keep_ratio=(0.1, 0.25))
+    plain, _ = evaluate(keep_ratio=(0.1, 0.25))
+    rows = {(row.source, row.keep_ratio): row for row in found.rows}
+    expected = {(row.source, row.keep_ratio): row for row in plain.rows}
+    own = "ranker, top-k without prior"
+    for ratio in (0.1, 0.25):
+        assert rows[own, ratio].figures == expected["ranker, top-k only", ratio].figures
+        assert rows["ranker, top-k only", ratio].figures != rows[own, ratio].figures
+    differences = {(d.source, d.reference, d.keep_ratio): d for d in found.differences}
+    for ratio in (0.1, 0.25):
+        both = (rows[source, ratio]["precision"] for source in ("ranker, top-k only", own))
+        gain = differences["ranker, top-k only", own, ratio]["precision"]
+        assert gain == pytest.approx(next(both) - next(both), abs=1e-12)
+    table = format_differences(found.differences)
+    assert table.count("ranker, top-k without prior (top-k only)") == 2
+
+
+def test_what_a_selection_does_not_hold_is_said():
+    class Older(Selections):
+        def read(self, unit):
+            return {k: v for k, v in super().read(unit).items() if k != "border_contrast"}
+
+    found, summary = evaluate(Older())
+    assert "border contrast" not in {row.source for row in found.rows}
+    (note,) = (note for note in summary.notes if "border contrast" in note)
+    assert "select again" in note
+    both, summary = evaluate_both(Older(), Other())
+    assert not any("border contrast" in note for note in summary.notes)
+    whole, _ = evaluate()
+    assert [row for row in both.rows if row.source == "border contrast"] == (
+        [row for row in whole.rows if row.source == "border contrast"]
+    )
 
 
 class Other(Selections):
@@ -481,6 +532,8 @@ def test_labels_are_the_selectors_names_or_as_given():
         (["x"], "1 time.s. for 2"),
         (["x", "x"], "two selections are called 'x'"),
         (["x", "oracle"], "is a reference's name"),
+        (["x", "border contrast"], "is a reference's name"),
+        (["x", "y, top-k without prior"], "is a reference's name"),
         (["x", ""], "is a reference's name"),
     ):
         with pytest.raises(RequestError, match=message):

@@ -76,7 +76,7 @@ def test_the_first_images_by_key_are_shown_with_their_selections(gallery) -> Non
 def test_an_order_is_all_patches_and_random_ones_differ_by_image(gallery) -> None:
     images, _, _ = gallery
     for image in images:
-        assert set(image.orders) == {"ranker", "patch variance", "random"}
+        assert set(image.orders) == {"ranker", "border contrast", "patch variance", "random"}
         for order in image.orders.values():
             assert sorted(order.tolist()) == list(range(36))
     assert len({tuple(image.orders["random"].tolist()) for image in images}) == len(images)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,10 +13,15 @@ from ltrp_core import LTRPSelector
 from ltrp_core.errors import RequestError
 from ltrp_core.rankers import create_ranker, load_ranker, save_ranker
 from ltrp_core.selection import num_kept, select_patches
+from ltrp_core.selectors import SELECTORS, Selector, SelectorSpec
+from ltrp_core.selectors.border import border_contrast
 from ltrp_core.selectors.references import center_scores, patch_variance, random_scores
 from ltrp_core.views import View, make_view, normalize, render_view
+from oracles import priors as oracle
+from stages.options import identity
 from stages.protocols import Sample
-from stages.select_patches import SelectConfig, UnitSelector, selection_fields
+from stages.select_patches import SelectConfig, UnitSelector
+from stages.selection_arrays import selection_fields
 
 GRID, PATCH = 6, 8
 
@@ -121,7 +127,77 @@ def test_a_baseline_is_selected_as_a_ranker_is(samples, name):
         kept = select_patches(scores, num_kept(0.3, 36), patches=patches)
         assert arrays["kept_0.3"][row].tolist() == kept[0].tolist()
         np.testing.assert_array_equal(arrays["score"][row], scores[0].half().numpy())
-    assert set(arrays) >= {"score", "patch_variance"}
+        np.testing.assert_array_equal(
+            arrays["border_contrast"][row], border_contrast(image, 8)[0].half().numpy()
+        )
+    assert set(arrays) >= {"score", "patch_variance", "border_contrast"}
+    assert "plain_score" not in arrays
+
+
+@pytest.mark.parametrize("homogeneous", [0.0, 0.2])
+def test_priors_are_added_as_ranks_and_the_plain_scores_stand_beside(
+    ranker_folder, samples, homogeneous
+):
+    options = {"ranker": ranker_folder, "keep_ratio": (0.3,), "homogeneous": homogeneous}
+    plain = selected(samples, **options)
+    arrays = selected(samples, prior=("border=1", "center=0.5"), **options)
+    np.testing.assert_array_equal(arrays["plain_score"], plain["score"])
+    ranker = load_ranker(ranker_folder)
+    for row, sample in enumerate(samples):
+        view = make_view("eval", sample.key, 0, *sample.image.shape[:2], 0)
+        image = normalize(render_view(sample.image, view, GRID * PATCH))[None]
+        maps = {"border": border_contrast(image, PATCH)[0], "center": center_scores(GRID)}
+        total = oracle.with_priors(
+            ranker(image)[0].tolist(),
+            {name: values.tolist() for name, values in maps.items()},
+            {"border": Fraction(1), "center": Fraction(1, 2)},
+        )
+        scores = torch.tensor([[float(value) for value in total]], dtype=torch.float64)
+        np.testing.assert_array_equal(arrays["score"][row], scores[0].half().numpy())
+        patches = image.reshape(1, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 3, 5, 1)
+        kept = select_patches(
+            scores,
+            num_kept(0.3, GRID**2),
+            patches=patches.reshape(1, GRID**2, -1),
+            homogeneous=homogeneous,
+        )
+        assert arrays["kept_0.3"][row].tolist() == kept[0].tolist()
+    assert not np.array_equal(arrays["kept_0.3"], plain["kept_0.3"])
+
+
+def test_priors_do_not_depend_on_the_batch(ranker_folder, samples):
+    one, many = (
+        selected(samples, ranker=ranker_folder, prior=("border=0.7",), batch_size=size)
+        for size in (1, 4)
+    )
+    for name in one:
+        np.testing.assert_array_equal(one[name], many[name])
+
+
+def test_without_a_prior_the_run_is_what_it_was_and_its_spelling_does_not_matter():
+    assert "prior" not in identity(SelectConfig(selector="center"))
+    assert identity(SelectConfig(selector="center", prior=("border=0",))) == (
+        identity(SelectConfig(selector="center"))
+    )
+    first = SelectConfig(selector="center", prior=("border=1.0", "patch-variance=.5"))
+    second = SelectConfig(selector="center", prior=("patch-variance=0.50", "border=1"))
+    assert identity(first) == identity(second)
+    assert identity(first)["prior"] == ["patch-variance=0.5", "border=1"]
+
+
+class LastPatches(Selector):
+    """Has no scores."""
+
+    def select(self, images, keys, keeps):
+        return [torch.arange(k).expand(len(keys), -1) for k in keeps]
+
+
+def test_a_selector_without_scores_takes_no_prior(monkeypatch):
+    spec = SelectorSpec(make=lambda options: LastPatches(48, 8), help="")
+    monkeypatch.setitem(SELECTORS, "last", spec)
+    assert "score" not in UnitSelector(SelectConfig(selector="last")).fields
+    with pytest.raises(RequestError, match="LastPatches chooses patches without scores"):
+        UnitSelector(SelectConfig(selector="last", prior=("border=1",)))
 
 
 def test_the_paper_s_sizes_hold_where_a_baseline_has_no_model(samples):
@@ -137,6 +213,13 @@ def test_the_paper_s_sizes_hold_where_a_baseline_has_no_model(samples):
         ({"ranker": "r", "baseline": "center"}, "--ranker and --baseline was given"),
         ({"baseline": "centre"}, "did you mean center"),
         ({"baseline": "center", "keep_ratio": (0.5, 0.5)}, "given twice"),
+        ({"baseline": "center", "prior": ("boarder=1",)}, "did you mean border"),
+        ({"baseline": "center", "prior": ("ranker=1",)}, "prior 'ranker'"),
+        ({"baseline": "center", "prior": ("border",)}, "not of the form NAME=WEIGHT"),
+        ({"baseline": "center", "prior": ("border=much",)}, "such as border=0.5"),
+        ({"baseline": "center", "prior": ("border=1", "border=2")}, "border is given twice"),
+        ({"baseline": "center", "prior": ("border=-1",)}, r"out of range 0 \.\. 100"),
+        ({"baseline": "center", "prior": ("border=nan",)}, "out of range"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -154,4 +237,4 @@ def test_sizes_that_do_not_fit_are_refused(ranker_folder):
     with pytest.raises(RequestError, match="--image-size 8 does not divide"):
         UnitSelector(SelectConfig(baseline="center", image_size=8))
     with pytest.raises(RequestError, match="k = 0"):
-        selection_fields(SelectConfig(baseline="center", keep_ratio=(0.001,)), 196)
+        selection_fields((0.001,), 196)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ltrp_core.errors import RequestError
-from ltrp_core.selectors import Selector, base
+from ltrp_core.selectors import Priors, Selector, base
 from stages.recent_units import RecentUnits
 from stages.select_patches import SelectConfig
 from stages.selectors import check_choices, choose
@@ -35,8 +35,9 @@ class Chooses(Selector):
 )
 def test_what_is_no_choice_is_refused(kept, message) -> None:
     selector = Chooses([torch.tensor(one) for one in kept])
-    found, scores = choose(selector, torch.zeros(1, 3, 16, 16), ["a"], [2], [None])
-    assert scores is None
+    images, none = torch.zeros(1, 3, 16, 16), Priors({}, selector)
+    found, scores, plain = choose(selector, images, ["a"], [2], [None], none)
+    assert scores is plain is None
     with pytest.raises(RequestError, match=f"selector Chooses .*{message}"):
         check_choices(selector, [one.numpy() for one in found], 1, [2])
 

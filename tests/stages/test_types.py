@@ -32,6 +32,12 @@ def test_a_value_of_another_kind_is_named(change, message) -> None:
         ScoreRun.of({**SCORE, **change})
 
 
+def test_priors_of_another_kind_are_named() -> None:
+    for wrong in ("border=1", [1]):
+        with pytest.raises(RequestError, match="has prior = "):
+            SelectRun.of({**SELECT, "prior": wrong})
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(RequestError, match=r"cache/x has no 'keep_ratio' in its run.json"):
         SelectRun.of({"image_size": 48, "patch_size": 8}, "cache/x")
@@ -44,6 +50,12 @@ def test_a_missing_key_is_named() -> None:
         ({"source": "teacher"}, "teacher", "teacher_score"),
         ({"source": "baseline", "baseline": "center"}, "center", "baseline_score"),
         ({"selector": "patch-variance"}, "patch variance", "score"),
+        ({"selector": "ranker", "prior": ["border=1"]}, "ranker + border", "score"),
+        (
+            {"selector": "border", "prior": ["center=0.5", "patch-variance=2"]},
+            "border contrast + 0.5 center + 2 patch-variance",
+            "score",
+        ),
     ],
 )
 def test_selections_of_either_schema_say_what_selected(run, label, score) -> None:

@@ -24,8 +24,9 @@ KEYS = ["a", "b", "c"]
 
 
 def make(name: str) -> Selector:
-    if name == "ranker":
-        return create_selector(name, SelectorOptions(weights="ranker_tiny"))
+    weights = {"ranker": "ranker_tiny", "border-features": "mae_tiny"}
+    if name in weights:
+        return create_selector(name, SelectorOptions(weights=weights[name]))
     return create_selector(name, OPTIONS)
 
 
@@ -57,6 +58,8 @@ def test_every_selector_keeps_k_distinct_patches_and_looks_at_one_image_at_a_tim
         ("ranker", {}, "needs weights"),
         ("center", {"image_size": 50}, "does not divide into patches of 16"),
         ("ranker", {"weights": "ranker_tiny", "patch_size": 8}, "has patches of 16 px"),
+        ("border-features", {"weights": "mae_tiny", "image_size": 96}, "--image-size is 96, and"),
+        ("border-features", {}, "needs weights"),
     ],
 )
 def test_what_does_not_fit_is_refused(name, options, message) -> None:

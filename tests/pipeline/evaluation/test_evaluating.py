@@ -84,7 +84,12 @@ def test_the_files_say_the_same_as_the_rows(folder):
     assert f"| {rows[0]['recall']:.3f} [" in page
     assert f"| {rows[0]['pooled_iou']:.3f} [" in page
     differences = pq.read_table(out / "evaluation_differences.parquet").to_pylist()
-    assert {d["reference"] for d in differences} == {"patch variance", "center", "random"}
+    assert {d["reference"] for d in differences} == {
+        "border contrast",
+        "patch variance",
+        "center",
+        "random",
+    }
     assert {d["keep_ratio"] for d in differences if d["source"] == "ranker"} == {0.25}
     for group in ("all", "unseen"):
         with Image.open(out / f"evaluation-{group}.png") as image:
@@ -97,7 +102,7 @@ def test_the_file_of_images_holds_what_masks_at_full_resolution_say(folder):
     table = pq.read_table(folder / "evaluation" / "evaluation_images.parquet")
     assert set(table.column_names) >= {"key", "categories", "source", "keep_ratio"}
     rows = {(r["key"], r["source"], r["keep_ratio"]): r for r in table.to_pylist()}
-    assert len(rows) == table.num_rows == 4 * 6 * 2
+    assert len(rows) == table.num_rows == 4 * 7 * 2
     cache = open_cache(folder / "selections")
     annotations = CocoAnnotations(folder / "instances.json")
     for unit in cache.units:

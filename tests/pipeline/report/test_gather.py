@@ -43,7 +43,7 @@ def test_the_page_has_every_section_and_exactly_what_select_stored(made, small_m
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["pictures", "training", "attention", "caches", "runs"]
     shown = json.loads(re.findall(r'id="shown">(.*?)</script>', text, re.S)[0])
-    assert shown["stored"] == [[[9, 7], [18, 14], [27, 22]], [], [], []]
+    assert shown["stored"] == [[[9, 7], [18, 14], [27, 22]], [], [], [], []]
     stored = {}
     selections = open_cache(made.selections)
     for unit in selections.units:
@@ -53,7 +53,7 @@ def test_the_page_has_every_section_and_exactly_what_select_stored(made, small_m
     kept = [card["stored"][0] for card in shown["cards"]]
     assert kept == [stored[key] for key in sorted(stored)[:6]]
     for card in shown["cards"]:
-        assert len(card["orders"]) == 4
+        assert len(card["orders"]) == 5
         for (_, best), chosen in zip(shown["stored"][0], card["stored"][0], strict=True):
             assert card["orders"][0][:best] == chosen[:best]
     assert "teacher&#39;s own tau-b 0.5" in text

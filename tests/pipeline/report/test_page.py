@@ -154,7 +154,7 @@ def test_at_every_keep_ratio_as_many_are_shown_as_select_keeps(open_page, report
 def test_arrow_keys_switch_the_source_of_the_order(open_page, report_data) -> None:
     with open_page() as page:
         page.focus("[name=source]:checked")
-        for source in ("teacher", "patch variance", "random"):
+        for source in ("teacher", "border contrast", "patch variance", "random"):
             page.keyboard.press("ArrowRight")
             assert undimmed(page) == best(report_data, source, 49)
             assert page.locator("button[aria-pressed=true]").count() == 0
@@ -270,7 +270,7 @@ def test_every_picture_has_a_text_and_every_control_a_name(open_page) -> None:
         assert page.get_by_role("slider", name="Keep").count() == 1
         assert page.get_by_role("group", name="In the order of").count() == 1
         names = page.get_by_role("group", name="In the order of").get_by_role("radio")
-        assert names.count() == 4
+        assert names.count() == 5
         assert page.get_by_role("checkbox", name="Outlines").count() == 1
 
 
@@ -291,7 +291,7 @@ def test_differences_are_bold_where_the_interval_leaves_0_out(open_page) -> None
             "#evaluation details tr:has(strong)",
             "all => all.map(r => r.querySelector('th').textContent)",
         )
-        assert bold == ["center", "random"] * len(RATIOS)
+        assert bold == ["patch variance", "center", "random"] * len(RATIOS)
 
 
 def test_a_report_of_nothing_but_a_title_opens(open_page, tmp_path) -> None:
@@ -318,7 +318,7 @@ def test_the_same_data_make_the_same_folder(report_data, index, tmp_path) -> Non
 
 def test_file_names_are_counted_and_not_taken_from_keys(index) -> None:
     names = [path.name for path in (index.parent / "images").iterdir()]
-    assert len(names) == 3 * 6 + 2 + 2
+    assert len(names) == 3 * 7 + 2 + 2
     assert all(re.fullmatch(r"000[012]-[a-z]+(-\d)?\.(jpg|png|svg)", name) for name in names)
 
 

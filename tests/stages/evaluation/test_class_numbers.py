@@ -41,7 +41,9 @@ def test_other_names_count_by_their_place_if_there_are_as_many():
     "classes", [["cat", "dog"], ["n01440764", "dog"], ["n00000001", "n01440764"]]
 )
 def test_names_of_another_number_of_classes_are_refused(classes):
-    with pytest.raises(RequestError, match=r"have 2 classes .*m has 1000: a number would mean anot"):
+    with pytest.raises(
+        RequestError, match=r"have 2 classes .*m has 1000: a number would mean anot"
+    ):
         numbers(classes)
 
 
