@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = (
     "ceilings.py",
     "score.py",
+    "labels.py",
     "approximations.py",
     "number_formats.py",
     "end_to_end.py",
