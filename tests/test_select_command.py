@@ -148,7 +148,7 @@ def test_selections_of_any_source_are_evaluated_and_shown(shards, small_mae, tmp
     complaint = one_line_error("evaluate", "patches", "--selections", tmp_path / "other",
         "--annotations", tmp_path / "masks", "--teacher", tmp_path / "c",
         "--out", tmp_path / "e2")  # fmt: skip
-    assert "score with --crop eval --sampler cover" in complaint
+    assert "score with --crop eval, and with --sampler cover" in complaint
 
 
 def test_a_selection_with_priors_is_evaluated_and_shown_beside_the_plain_one(
