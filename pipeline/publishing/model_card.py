@@ -22,10 +22,10 @@ _LIBRARY = "ltrp-pipeline"
 _TAGS = ["ltrp", "learning-to-rank", "patch-selection", "self-supervised"]
 _TASK = "image-feature-extraction"
 _MEASURES = {
-    "tau": "Kendall tau-b, visible patches",
-    "rho": "Spearman rho, visible patches",
-    "ndcg5": "NDCG@5, visible patches",
-    "top1": "top-1 agreement, visible patches",
+    "tau": "Kendall tau-b",
+    "rho": "Spearman rho",
+    "ndcg5": "NDCG@5",
+    "top1": "top-1 agreement",
     "cover_tau": "Kendall tau-b, all patches",
 }
 _SCORED_BY = {
@@ -62,14 +62,14 @@ def model_card(folder: str | os.PathLike[str], *, repository: str | None = None)
 
     config = read_config(locate_ranker(folder))
     ranker, extra = config["ranker"], _mapping(config, "extra")
-    measured = _numbers(extra, "measures")
+    measured, seen = _numbers(extra, "measures"), _seen(extra)
     results = [
         EvalResult(
             task_type=_TASK,
             dataset_type="held-out",
             dataset_name="held-out images",
             metric_type=key,
-            metric_name=_MEASURES.get(key, key),
+            metric_name=_measure(key, seen),
             metric_value=round(value, 4),
         )
         for key, value in measured.items()
@@ -111,7 +111,10 @@ def _context(config: Mapping[str, Any], repository: str | None) -> dict[str, Any
     scored_by, records = _mapping(extra, "scored_by"), _mapping(extra, "records")
     counts = [(f"number of {key.replace('_', ' ')}", records[key]) for key in sorted(records)]
     versions = _mapping(config, "versions")
+    seen = _seen(extra)
     return {
+        "learned": _learned(extra),
+        "seen": seen,
         "name": ranker["name"],
         "input": ranker["input"],
         "grid": grid,
@@ -128,7 +131,7 @@ def _context(config: Mapping[str, Any], repository: str | None) -> dict[str, Any
         ),
         "recipe": _cells(sorted(_mapping(extra, "training").items())),
         "has_ceiling": bool(ceiling),
-        "measures": [_row(key, measures, ceiling) for key in measures],
+        "measures": [_row(key, seen, measures, ceiling) for key in measures],
         "versions": ", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
     }
 
@@ -157,8 +160,36 @@ def _grid_limit(ranker: Mapping[str, Any]) -> str:
     )
 
 
-def _row(key: str, measures: Mapping[str, float], ceiling: Mapping[str, float]) -> list[str]:
-    row = [_MEASURES.get(key, _text(key)), f"{measures[key]:.3f}"]
+def _learned(extra: Mapping[str, Any]) -> str:
+    """Returns what the ranker was taught, in words that stand behind `It learned`."""
+    run, training = _mapping(extra, "scored_by"), _mapping(extra, "training")
+    what = "the order in which a frozen masked autoencoder misses patches when they are taken away"
+    if run.get("scored") == "masked":
+        what = (
+            "how wrong a frozen masked autoencoder is about patches that it does not see "
+            "(surprise, not the paper's label)"
+        )
+    mix = training.get("label_mix")
+    return what + (f", mixed by rank: {_text(mix)}" if mix else "")
+
+
+def _seen(extra: Mapping[str, Any]) -> str:
+    """Returns which patches a list is of."""
+    is_drawn = _mapping(extra, "scored_by").get("scored") == "masked"
+    training = _mapping(extra, "training")
+    is_drawn = is_drawn or training.get("label", "auto") == "map" or "list_length" in training
+    return "lists of patches" if is_drawn else "visible patches"
+
+
+def _measure(key: str, seen: str) -> str:
+    name = _MEASURES.get(key, _text(key))
+    return f"{name}, {seen}" if key in ("tau", "rho", "ndcg5", "top1") else name
+
+
+def _row(
+    key: str, seen: str, measures: Mapping[str, float], ceiling: Mapping[str, float]
+) -> list[str]:
+    row = [_measure(key, seen), f"{measures[key]:.3f}"]
     if not ceiling:
         return row
     if key not in ceiling:

@@ -124,3 +124,12 @@ def test_writing_keeps_a_card_that_was_edited_unless_told(tmp_path) -> None:
 def test_a_folder_without_a_ranker_has_no_card(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no ranker in"):
         model_card(tmp_path)
+
+
+def test_a_ranker_of_surprise_is_not_said_to_have_learned_the_papers_label():
+    card = model_card("ranker_tiny")
+    assert "surprise, not the paper's label" in card
+    assert "mixed by rank: surprise=1, center=0.5, border=0.5" in card
+    assert "Kendall tau-b, lists of patches" in card
+    assert "In training it saw lists of patches alone" in card
+    assert "when they are taken away" in model_card("ranker_tiny_l1")
