@@ -25,6 +25,7 @@ def test_a_run_is_typed() -> None:
         ({"patch_size": 15}, "do not divide"),
         ({"image_size": -16}, "do not divide"),
         ({"sampler": None}, "sampler = 'None'"),
+        ({"scored": "both"}, "scored = 'both'"),
     ],
 )
 def test_a_value_of_another_kind_is_named(change, message) -> None:
