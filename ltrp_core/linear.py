@@ -75,10 +75,10 @@ def inference_linear(
         bias: (D,) or None.
         activation: `gelu` is the exact one (by erf), that of timm's blocks.
     """
-    if not _has_onednn(x, weight):
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if not (_has_onednn(x, weight) and _multiplies(dtype)):
         result = F.linear(x, weight, bias)
         return F.gelu(result) if activation == "gelu" else result
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     return _product(
         x.to(dtype),
         _packed(weight, dtype, rows=x.numel() // x.shape[-1]),
@@ -157,6 +157,15 @@ def _product(
 def _has_onednn(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and weight.dtype == torch.float32
     return _ONEDNN is not None and on_cpu and bool(torch.backends.mkldnn.is_available())
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Returns whether oneDNN multiplies in a type here: its halves need instructions for them."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
 
 
 def _packed(weight: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
