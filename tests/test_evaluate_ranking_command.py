@@ -1,5 +1,7 @@
 """`evaluate ranking` as a user runs it: a ranker and its teacher, two teachers, wrong input."""
 
+import re
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -94,7 +96,10 @@ def test_wrong_input_is_one_line(caches, shards, small_mae, photo_folder, tmp_pa
     teacher, _, _ = caches
     compare = ("evaluate", "ranking", teacher)
     plain = scored(shards, small_mae, tmp_path / "plain", sampler="iid")
-    assert "second cache has no whole score maps" in last_line(*compare, plain)
+    said = last_line(*compare, plain)
+    assert re.search(r"second cache leaves patches of '\w+' unscored; .* --sampler cover", said)
+    few = scored(shards, small_mae, tmp_path / "few", partitions=1)
+    assert "second cache has no whole score maps" in last_line(*compare, few)
     other = scored(shards, small_mae, tmp_path / "other", crop="resize")
     assert "has another crop in the second cache" in last_line(*compare, other)
     names = scored(photo_folder, small_mae, tmp_path / "names")
