@@ -107,7 +107,7 @@ def test_a_teacher_that_does_not_cover_is_refused(shards, small_mae, tmp_path):
         "--crop", "eval", "--views", 1, "--partitions", 1)  # fmt: skip
     complaint = one_line_error("select", "--shards", shards, "--teacher", tmp_path / "c",
                                "--out", tmp_path / "s")  # fmt: skip
-    assert "make it with score --sampler cover" in complaint
+    assert "score with --sampler cover and more --partitions: 12 or more" in complaint
 
 
 def test_a_run_in_two_parts_equals_one(shards, tmp_path):
