@@ -22,8 +22,8 @@ from ltrp_core.selection import num_kept
 from ltrp_core.selectors import SelectorOptions, create_selector
 from stages.devices import resolve_device
 from stages.evaluation.annotation_join import examples
-from stages.evaluation.beside import Beside
 from stages.evaluation.class_numbers import class_numbers
+from stages.evaluation.compared import Compared
 from stages.evaluation.image_rows import (
     FULL_IMAGE,
     NOTHING_KEPT,
@@ -138,11 +138,9 @@ def run(
             or an image whose logits are not finite.
     """
     started = time.monotonic()
-    (label, first), *others = selections.items()
-    run = SelectRun.of(first.run, label)
-    beside = [Beside(name, cache, run) for name, cache in others]
-    runs = {label: run} | {other.label: other.run for other in beside}
-    setup = _open(config, run, runs)
+    compared = Compared.of(selections, None)
+    first = compared.first
+    setup = _open(config, compared.run, compared.runs)
     classifier = setup.classifier
     numbers, how = class_numbers(labels, classifier.num_classes, classifier.name)
     summary = Summary(stage="evaluate images", done=1)
@@ -151,8 +149,8 @@ def run(
     total = sum(len(first.read(unit, ["key"])["key"]) for unit in first.units)
     with progress.task("evaluate", total, "images") as bar:
         for unit in first.units:
-            arrays = first.read(unit)
-            stored = {label: arrays} | {one.label: one.rows(unit, arrays) for one in beside}
+            stored = compared.read(unit)
+            arrays = stored[compared.label]
             if len(arrays["key"]):
                 rows, classes = found.join(unit, arrays["key"].tolist(), labels, numbers)
                 pixels = views.pixels(unit, arrays) if len(rows) else np.empty(0, np.uint8)
@@ -165,7 +163,12 @@ def run(
             "shards with .cls members, or class folders, of the images that were selected from"
         )
     summary.n_ok = len(found.keys)
-    summary.notes += _notes(setup, found, beside)
+    summary.notes += compared.notes(setup.keeps, ())
+    if found.unlabeled:
+        summary.notes.append(
+            f"left out {len(found.unlabeled)} selected image(s) without a label"
+            f"{examples(found.unlabeled)}"
+        )
     evaluation = _evaluation(config, setup, found)
     summary.seconds = time.monotonic() - started
     return evaluation, summary
@@ -274,27 +277,6 @@ def _add(
         found.keys += part[next(iter(part))]["key"].tolist()
         found.classes += true.tolist()
         yield len(some)
-
-
-def _notes(setup: KeptImages, found: _Found, beside: Sequence[Beside]) -> list[str]:
-    first = next(iter(setup.selections))
-    notes = [
-        f"{alone} image(s) of selection {other.label!r} are not in {first!r}, and not measured"
-        for other in beside
-        if (alone := other.num_alone)
-    ]
-    if found.unlabeled:
-        notes.append(
-            f"left out {len(found.unlabeled)} selected image(s) without a label"
-            f"{examples(found.unlabeled)}"
-        )
-    for label, run in setup.selections.items():
-        if absent := [f"{ratio:g}" for ratio in setup.keeps if ratio not in run.keep_ratio]:
-            stored = ", ".join(f"{ratio:g}" for ratio in run.keep_ratio)
-            notes.append(
-                f"at keep ratio {', '.join(absent)} there is no {label!r}: `select` stored {stored}"
-            )
-    return notes
 
 
 def _evaluation(config: EvaluateImagesConfig, setup: KeptImages, found: _Found) -> ImageEvaluation:

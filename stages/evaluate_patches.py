@@ -16,7 +16,7 @@ from ltrp_core.patch_metrics import PatchAgreement, PatchCoverage, agreement, ne
 from ltrp_core.selection import num_kept, top_patches
 from ltrp_core.selectors.references import oracle_scores
 from stages.evaluation.annotation_join import UsedOnce, examples, unmatched
-from stages.evaluation.compared import Compared
+from stages.evaluation.compared import Compared, missing_references
 from stages.evaluation.foreground_counts import counted, unit_counts
 from stages.evaluation.rows import (
     IMAGE_COLUMNS,
@@ -136,7 +136,8 @@ def run(
     evaluation = _evaluation(config, found, keeps)
     summary.n_ok = len(found.keys)
     summary.notes += unmatched(found.unannotated, found.used, annotations)
-    summary.notes += sources.notes(keeps, {source for _, source, _ in evaluation.images})
+    measured = {source for _, source, _ in evaluation.images}
+    summary.notes += sources.notes(keeps, measured) + missing_references(measured)
     summary.seconds = time.monotonic() - started
     return evaluation, summary
 

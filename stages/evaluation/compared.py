@@ -127,7 +127,7 @@ class Compared:
                     f"at keep ratio {', '.join(absent)} there is no {label!r}{only}: `select` "
                     f"stored {', '.join(f'{ratio:g}' for ratio in run.keep_ratio)}"
                 )
-        return notes + missing_references(measured)
+        return notes
 
 
 def missing_references(found: Collection[str]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.ranking_metrics import kendall_tau_b, ndcg, spearman_rho, top1_agreement
-from ltrp_core.repeatability import label_repeatability, mean_map
+from ltrp_core.repeatability import label_repeatability
 from stages.protocols import Records
 from stages.score_maps import check_whole
 from stages.training.ddp import Processes
@@ -147,9 +147,11 @@ class HoldOut:
             views, chosen = _score_maps(maps, _spread(rows, most_maps), records)
             found = _repeatability(source, views.sample, notes)
             ceiling = {f"cover_{name}": value for name, value in found.items()} | ceiling
-        elif len(for_maps) and records.has_whole_views and _are_whole(records, for_maps):
-            source = records
-            views, chosen = _score_maps(lists, for_maps, records)
+        elif len(for_maps) and records.has_whole_views and _may_be_whole(records):
+            first = Picks(for_maps, np.zeros(len(for_maps), np.int64))
+            own = lists.maps(first.sample, first.record)
+            if np.isfinite(own).all():
+                source, views, chosen = records, first, own
         return cls(lists, picks, source, views, chosen, ranks, ceiling, notes)
 
     @property
@@ -262,20 +264,9 @@ def _rows_of(maps: Records, records: Records, held_out: NDArray[np.int64]) -> ND
     return rows
 
 
-def _are_whole(records: Records, samples: NDArray[np.int64]) -> bool:
-    """Returns whether every patch of the first views of some samples has a score."""
-    run = records.run
-    if run.partitions < run.partitions_per_round:
-        return False
-    patches, score = _first_views(records, samples)
-    maps, _ = mean_map(patches, score, run.length)
-    return bool(np.isfinite(maps).all())
-
-
-def _first_views(
-    records: Records, samples: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    return view_lists(records, samples, np.zeros(len(samples), np.int64))
+def _may_be_whole(records: Records) -> bool:
+    """Returns whether the partitions of a view are enough to score each of its patches."""
+    return records.run.partitions >= records.run.partitions_per_round
 
 
 def _score_maps(
@@ -287,11 +278,11 @@ def _score_maps(
             "the cache of score maps must be of the same grid and metric, by the same weights; "
             "score it as the other, with --crop eval, and every patch: --sampler cover"
         )
-    views = np.zeros(len(rows), np.int64)
+    views = Picks(rows, np.zeros(len(rows), np.int64))
+    maps = source.maps(views.sample, views.record)
     keys = [source.records.keys[row] for row in rows.tolist()]
-    patches, score = _first_views(source.records, rows)
-    check_whole(mean_map(patches, score, run.length)[0], keys, "the cache of score maps", run)
-    return Picks(rows, views), source.maps(rows, views)
+    check_whole(maps, keys, "the cache of score maps", run)
+    return views, maps
 
 
 def _repeatability(
@@ -301,7 +292,7 @@ def _repeatability(
     if not len(samples):
         return {}
     run = records.run
-    patches, score = _first_views(records, samples)
+    patches, score = view_lists(records, samples, np.zeros(len(samples), np.int64))
     try:
         found = label_repeatability(patches, score, run.length, groups=run.disjoint_by)
     except RequestError as error:

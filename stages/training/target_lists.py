@@ -90,9 +90,11 @@ class TargetLists:
             RequestError: a record has scores of fewer patches than a list is long; names the image.
         """
         view = picks.record if self.label == "map" else picks.record // self.run.partitions
-        places = None
+        places = views = None
+        if whole or self._has_priors:
+            views = self.records.whole_views(picks.sample, view)
         if self.label == "map":
-            targets = self.maps(picks.sample, view)
+            targets = self._maps(picks.sample, view, views)
             patches = self._drawn(picks, np.isfinite(targets), epoch)
             score = np.take_along_axis(targets, patches, axis=1)
         else:
@@ -101,8 +103,8 @@ class TargetLists:
                 places = self._drawn(picks, np.isfinite(score), epoch)
                 patches = np.take_along_axis(patches, places, axis=1)
                 score = np.take_along_axis(score, places, axis=1)
-        if whole:
-            pixels = self.records.whole_views(picks.sample, view)
+        if views is not None:
+            pixels = views if whole else np.take_along_axis(views, patches[..., None], axis=1)
         elif self.needs_whole_views:
             pixels = self.records.view_patches(picks.sample, view, patches)
         else:
@@ -119,21 +121,35 @@ class TargetLists:
         The mean score over the partitions that scored a patch; with a mix, its rank among those
         of the view and the ranks of the priors, weighted and summed.
         """
+        views = self.records.whole_views(sample, view) if self._has_priors else None
+        return self._maps(sample, view, views)
+
+    @property
+    def _has_priors(self) -> bool:
+        """Whether targets are of the pixels, too."""
+        return bool(self.mix.keys() - {self.run.metric})
+
+    def _maps(
+        self,
+        sample: NDArray[np.int64],
+        view: NDArray[np.int64],
+        views: NDArray[np.uint8] | None,
+    ) -> NDArray[np.float32]:
+        """Returns what `maps` does, of views (M, L, 3p²) that were read where priors need them."""
         patches, score = view_lists(self.records, sample, view)
         maps, _ = mean_map(patches, score, self.run.length)
         if self.mix:
-            maps = self._mixed(maps, sample, view)
+            maps = self._mixed(maps, [self.records.keys[row] for row in sample.tolist()], views)
         return maps.astype(np.float32)
 
     def _mixed(
-        self, maps: NDArray[np.float64], sample: NDArray[np.int64], view: NDArray[np.int64]
+        self, maps: NDArray[np.float64], keys: Sequence[str], views: NDArray[np.uint8] | None
     ) -> NDArray[np.float64]:
         """Returns the weighted ranks, among the patches of a view that have a score; else nan."""
         terms = {self.run.metric: torch.from_numpy(maps)}
-        if set(self.mix) - set(terms):
-            views = torch.from_numpy(self.records.whole_views(sample, view))
-            images = unpatchify(normalize_patches(views), self.run.patch_size, self.run.grid)
-            keys = [self.records.keys[row] for row in sample.tolist()]
+        if views is not None:
+            pixels = normalize_patches(torch.from_numpy(views))
+            images = unpatchify(pixels, self.run.patch_size, self.run.grid)
             terms |= {
                 name: self._prior(name).scores(images, keys)
                 for name in self.mix
