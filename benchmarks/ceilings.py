@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 
-from ltrp_core.linear import inference_linear
+from ltrp_core.linear import inference_linear, multiplies
 from ltrp_core.mae import MAEConfig, mae_config
 from ltrp_core.partitions import num_visible
 from ltrp_core.scoring.cost import Product, scoring_products
@@ -119,7 +119,7 @@ def precisions(device: torch.device) -> list[str]:
 
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 by instructions of its own."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return multiplies(torch.bfloat16)
 
 
 def largest_linears(config: MAEConfig, n: int) -> list[Product]:

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from score import partitions_of
 
 from ltrp_core.mae import create_mae
-from ltrp_core.partitions import sample_visible
 from ltrp_core.scoring import leave_one_out_scores, surprise_scores
 from ltrp_core.scoring.cost import scoring_operations, surprise_operations
 
@@ -58,10 +58,7 @@ def main() -> None:
     mae = create_mae(arguments.model).eval().to(device)
     side, length = mae.config.image_size, mae.config.num_patches
     images = torch.randn(batch, 3, side, side, device=device)
-    partitions = [
-        sample_visible(f"{i}", 0, 1, length, arguments.mask_ratio, 0)[0] for i in range(batch)
-    ]
-    visible = torch.stack([torch.from_numpy(one) for one in partitions]).to(device)
+    visible = partitions_of(batch, length, arguments.mask_ratio).to(device)
     n = visible.shape[1]
     sides = {
         "l1": (leave_one_out_scores, n, scoring_operations(mae.config, n)),

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from ceilings import attention_rate, has_bf16, largest_linears, linear_rate, square
 from torch import Tensor
@@ -110,6 +111,12 @@ def tell_shares(mae: MaskedAutoencoder, n: int, image_s: float, rounds: int) -> 
     )
 
 
+def partitions_of(count: int, length: int, mask_ratio: float) -> torch.Tensor:
+    """Returns a partition int64 (count, n) of as many views."""
+    rows = [sample_visible(f"{i}", 0, 1, length, mask_ratio, 0)[0] for i in range(count)]
+    return torch.from_numpy(np.stack(rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mae_base")
@@ -128,12 +135,7 @@ def main() -> None:
     side, length = mae.config.image_size, mae.config.num_patches
     largest = max([arguments.batch, *arguments.loop_batch])
     images = torch.randn(largest, 3, side, side)
-    visible = torch.stack(
-        [
-            torch.from_numpy(sample_visible(f"{i}", 0, 1, length, arguments.mask_ratio, 0)[0])
-            for i in range(largest)
-        ]
-    )
+    visible = partitions_of(largest, length, arguments.mask_ratio)
     b = arguments.batch
     ours = leave_one_out_scores(mae, images[:b], visible[:b])
     loop = sequential_scores(mae, images[:b], visible[:b])

@@ -76,7 +76,7 @@ def inference_linear(
         activation: `gelu` is the exact one (by erf), that of timm's blocks.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    if not (_has_onednn(x, weight) and _multiplies(dtype)):
+    if not (_has_onednn(x, weight) and multiplies(dtype)):
         result = F.linear(x, weight, bias)
         return F.gelu(result) if activation == "gelu" else result
     return _product(
@@ -159,8 +159,8 @@ def _has_onednn(x: Tensor, weight: Tensor) -> bool:
     return _ONEDNN is not None and on_cpu and bool(torch.backends.mkldnn.is_available())
 
 
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Returns whether oneDNN multiplies in a type here: its halves need instructions for them."""
+def multiplies(dtype: torch.dtype) -> bool:
+    """Returns whether oneDNN multiplies in a type on this CPU: halves need instructions of it."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

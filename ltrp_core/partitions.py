@@ -13,6 +13,8 @@ from ltrp_core.seeding import random_permutation
 
 Sampler = Literal["iid", "cover"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+Scored = Literal["visible", "masked"]
+"""Which patches of a partition have a score."""
 
 
 def num_visible(length: int, mask_ratio: float) -> int:
@@ -34,6 +36,12 @@ def num_visible(length: int, mask_ratio: float) -> int:
             f"choose one in (0, {1 - 1 / length:.4f}]"
         )
     return n
+
+
+def num_scored(length: int, mask_ratio: float, scored: Scored) -> int:
+    """Returns how many patches of a partition have a score: n, or L - n; errors as above."""
+    n = num_visible(length, mask_ratio)
+    return n if scored == "visible" else length - n
 
 
 def cover_count(length: int, mask_ratio: float) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from ltrp_core.errors import RequestError, unknown_name
+from ltrp_core.linear import multiplies
 
 Precision = Literal["float32", "tf32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -53,9 +54,7 @@ def is_emulated(precision: str, device: torch.device) -> bool:
 
     A training step in bf16 takes some 20 times as long as in float32 on a CPU without AVX-512 BF16.
     """
-    if precision != "bf16" or device.type != "cpu":
-        return False
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision == "bf16" and device.type == "cpu" and not multiplies(torch.bfloat16)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder, load_mae
-from ltrp_core.partitions import Sampler, cover_count, num_visible, sample_visible
+from ltrp_core.partitions import (
+    Sampler,
+    cover_count,
+    num_scored,
+    num_visible,
+    sample_visible,
+)
 from ltrp_core.patches import patchify
 from ltrp_core.precision import Precision, check_precision, fastest_faithful, needs_gpu
 from ltrp_core.scoring import (
@@ -103,7 +109,6 @@ def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, Arra
     n = num_visible(length, config.mask_ratio)
     records = (config.views, num_partitions(config, length))
     scored = scored_by(config.metric)
-    num_scored = n if scored == "visible" else length - n
     wide = length > 255
     fields = {
         "key": ArrayField(dtype="string", shape=(), fill=""),
@@ -119,7 +124,9 @@ def record_fields(config: ScoreConfig, mae: MaskedAutoencoder) -> dict[str, Arra
             ascending=True,
         ),
         "score": ArrayField(
-            dtype=config.score_dtype, shape=(*records, num_scored), fill=float("nan")
+            dtype=config.score_dtype,
+            shape=(*records, num_scored(length, config.mask_ratio, scored)),
+            fill=float("nan"),
         ),
     }
     if config.pixels:

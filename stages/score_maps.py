@@ -55,11 +55,6 @@ class ScoreMaps:
         self.places = places_of(cache, name)
         self._recent = RecentUnits(self.unit)
 
-    @property
-    def partitions_per_round(self) -> int | None:
-        """Fewest partitions that can score every patch once; None of selections."""
-        return self.run.partitions_per_round if isinstance(self.run, ScoreRun) else None
-
     def unit(self, unit: str, *, with_noise: bool = False) -> Arrays:
         """Returns `PLACE` and `map` float64 (N, L) of a unit, nan where a patch was never scored.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from ltrp_core.errors import RequestError
-from ltrp_core.partitions import num_visible
+from ltrp_core.partitions import Scored, num_scored
 
 LABELS = {
     "patch-variance": "patch variance",
@@ -99,8 +99,8 @@ class ScoreRun(ViewSizes):
     seed: int = 0
     pixels: bool = False
     mae_sha256: str = ""
-    scored: Literal["visible", "masked"] = "visible"
-    """Which patches of a partition have a score; those of masked ones: `--metric surprise`"""
+    scored: Scored = "visible"
+    """`masked`: by `--metric surprise`"""
 
     @property
     def partitions_per_round(self) -> int:
@@ -119,8 +119,7 @@ class ScoreRun(ViewSizes):
     @property
     def num_scored(self) -> int:
         """Patches of a partition that have a score: n, or L - n."""
-        n = num_visible(self.length, self.mask_ratio)
-        return n if self.scored == "visible" else self.length - n
+        return num_scored(self.length, self.mask_ratio, self.scored)
 
     @property
     def records(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from off_center import pictures
 from torch import Tensor
 
 from ltrp_core.classifiers import FrozenClassifier, open_classifier
@@ -30,8 +31,7 @@ from ltrp_core.repeatability import mean_map
 from ltrp_core.selection import num_kept, top_patches
 from ltrp_core.selectors import ScoreSelector, SelectorOptions, create_selector
 from ltrp_core.selectors.references import random_scores
-from ltrp_core.views import make_view, normalize, render_mask, render_view
-from pipeline.annotations import open_annotations
+from ltrp_core.views import make_view, normalize, render_view
 from pipeline.inputs import find_shards
 from pipeline.inputs.samples import read_samples
 
@@ -137,24 +137,13 @@ def _kept_or_made(path: Path, make: Callable[[], Measures]) -> dict[str, Measure
 
 def _objects(folders: Sequence[Path]) -> tuple[list[str], Tensor, PatchCoverage]:
     """Returns keys, views uint8 (B, 3, S, S) and what is foreground; images without any are out."""
-    keys, views, masks = [], [], []
-    for folder in folders:
-        annotations = open_annotations(folder / "instances.json")
-        for shard in find_shards([str(folder / "images")]):
-            for sample in read_samples(shard):
-                size = sample.image.shape[:2]
-                found = annotations.foreground(sample.key, *size)
-                if found is None:
-                    continue
-                view = make_view("eval", sample.key, 0, *size, 0)
-                both = (found.is_foreground, found.is_ignored)
-                pair = [render_mask(mask, view, SIDE) for mask in both]
-                if pair[0].any():
-                    keys.append(sample.key)
-                    views.append(render_view(sample.image, view, SIDE))
-                    masks.append(np.stack(pair))
-    foreground, ignored = torch.from_numpy(np.stack(masks, axis=1))
-    return keys, torch.stack(views), coverage(foreground, ignored, PATCH)
+    found = [picture for picture in pictures(folders, SIDE) if picture.foreground.any()]
+    foreground, ignored = (
+        torch.from_numpy(np.stack(masks))
+        for masks in zip(*((one.foreground, one.ignored) for one in found), strict=True)
+    )
+    views = torch.stack([picture.pixels for picture in found])
+    return [picture.key for picture in found], views, coverage(foreground, ignored, PATCH)
 
 
 def _classified(shards: str) -> tuple[list[str], Tensor, Tensor]:

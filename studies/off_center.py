@@ -71,8 +71,8 @@ def study(
     photographs: Sequence[Path], rankers: Sequence[str], rounds: int, seed: int, out: Path
 ) -> None:
     """Precision near the middle, far from it, and in mosaics."""
-    whole = [p for p in _pictures(photographs, SIDE) if p.foreground.any()]
-    halves = [p for p in _pictures(photographs, SIDE // 2) if p.foreground.any()]
+    whole = [p for p in pictures(photographs, SIDE) if p.foreground.any()]
+    halves = [p for p in pictures(photographs, SIDE // 2) if p.foreground.any()]
     distance = np.array([distance_from_the_middle(p.foreground) for p in whole])
     is_far = distance > np.median(distance)
     near_and_far = {"all": np.full(len(whole), True), "near": ~is_far, "far": is_far}
@@ -117,7 +117,8 @@ def _tiled(four: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate(rows, axis=-2)
 
 
-def _pictures(folders: Sequence[Path], side: int) -> Iterator[Picture]:
+def pictures(folders: Sequence[Path], side: int) -> Iterator[Picture]:
+    """Yields the center crops of the annotated photographs of some folders, side x side px."""
     for folder in folders:
         annotations = open_annotations(folder / "instances.json")
         for shard in find_shards([str(folder / "images")]):

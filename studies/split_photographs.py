@@ -18,18 +18,14 @@ from pathlib import Path
 
 import click
 
+from pipeline.inputs.keys import sample_key
+
 SHARE = 0.8
 
 
 def place(key: str) -> float:
     """Returns where the hash of a key lies in [0, 1)."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-
-
-def key_of(name: str) -> str:
-    """Returns the key of a member, as WebDataset has it: up to the first dot of its file name."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
 
 
 @click.command()
@@ -46,8 +42,8 @@ def split(tars: tuple[Path, ...], out: Path, share: float, shards: int) -> None:
                 content = tar.extractfile(member)
                 if content is not None:
                     photographs.append((member.name.replace(" ", "_"), content.read()))
-    photographs.sort(key=lambda photograph: place(key_of(photograph[0])))
-    learned = [one for one in photographs if place(key_of(one[0])) < share]
+    photographs.sort(key=lambda photograph: place(sample_key(photograph[0])))
+    learned = [one for one in photographs if place(sample_key(one[0])) < share]
     measured = photographs[len(learned) :]
     out.mkdir(parents=True, exist_ok=True)
     # Every n-th: the hash orders, and a shard must not be one end of it.

@@ -121,18 +121,23 @@ def test_a_run_in_two_parts_equals_one(shards, tmp_path):
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "once")
 
 
+def write_masks(folder):
+    """An object in the middle of every photograph."""
+    folder.mkdir()
+    for subject in ("astronaut", "cat", "coffee"):
+        for number in range(4):
+            mask = np.zeros((150, 180), np.uint8)
+            mask[30:90, 60:140] = 255
+            Image.fromarray(mask).save(folder / f"{subject}_{number}.png")
+
+
 @pytest.mark.parametrize("source", ["baseline", "teacher"])
 def test_selections_of_any_source_are_evaluated_and_shown(shards, small_mae, tmp_path, source):
     run("score", "--shards", shards, "--mae", small_mae, "--out", tmp_path / "c", "--crop",
         "resize", "--views", 1, "--sampler", "cover", "--mask-ratio", 0.75)  # fmt: skip
     options = BASELINE if source == "baseline" else ("--teacher", tmp_path / "c")
     select(shards, tmp_path / "s", *options, "--crop", "resize")
-    (tmp_path / "masks").mkdir()
-    for subject in ("astronaut", "cat", "coffee"):
-        for number in range(4):
-            mask = np.zeros((150, 180), np.uint8)
-            mask[30:90, 60:140] = 255
-            Image.fromarray(mask).save(tmp_path / "masks" / f"{subject}_{number}.png")
+    write_masks(tmp_path / "masks")
     table, err = run("evaluate", "patches", "--selections", tmp_path / "s", "--annotations",
                      tmp_path / "masks", "--teacher", tmp_path / "c",
                      "--out", tmp_path / "e")  # fmt: skip
@@ -159,12 +164,7 @@ def test_a_selection_with_priors_is_evaluated_and_shown_beside_the_plain_one(
     select(shards, tmp_path / "s", *prior)
     run("verify", tmp_path / "s", "--deep")
     assert open_cache(tmp_path / "s").run["prior"] == ["center=0.5", "border=1"]
-    (tmp_path / "masks").mkdir()
-    for subject in ("astronaut", "cat", "coffee"):
-        for number in range(4):
-            mask = np.zeros((150, 180), np.uint8)
-            mask[30:90, 60:140] = 255
-            Image.fromarray(mask).save(tmp_path / "masks" / f"{subject}_{number}.png")
+    write_masks(tmp_path / "masks")
     table, _ = run("evaluate", "patches", "--selections", tmp_path / "s", "--annotations",
                    tmp_path / "masks", "--out", tmp_path / "e")  # fmt: skip
     name = "patch variance + 0.5 center + border"

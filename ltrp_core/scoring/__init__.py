@@ -6,9 +6,8 @@ the passes that both are made of, `cost` what they cost.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ltrp_core.distances import DISTANCES
+from ltrp_core.partitions import Scored
 from ltrp_core.scoring.blocks import default_chunk
 from ltrp_core.scoring.leave_one_out import (
     PHASES,
@@ -25,7 +24,6 @@ __all__ = [
     "SURPRISE",
     "Phase",
     "Region",
-    "Scored",
     "default_chunk",
     "leave_one_out_scores",
     "metric_names",
@@ -33,8 +31,6 @@ __all__ = [
     "surprise_scores",
 ]
 
-Scored = Literal["visible", "masked"]
-"""Which patches of a partition have a score."""
 SURPRISE = "surprise"
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.evaluation.figures import draw_figure
 from pipeline.evaluation.text_tables import (
     INTERVALS,
@@ -15,8 +13,8 @@ from pipeline.evaluation.text_tables import (
     figure_cell,
     markdown,
     table_of_images,
-    write_csv,
     write_parquet,
+    write_rows,
 )
 from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
@@ -60,9 +58,7 @@ def write_image_tables(folder: Path, evaluation: ImageEvaluation) -> None:
     replace_text(folder / f"{NAME}.txt", "\n\n".join(text) + "\n")
     replace_text(folder / f"{NAME}.md", "\n\n".join(page) + "\n")
     for name, rows in ((NAME, evaluation.rows), (f"{NAME}_differences", evaluation.differences)):
-        flat = [row.flat() for row in rows]
-        write_csv(folder / f"{name}.csv", flat)
-        write_parquet(folder / f"{name}.parquet", pa.Table.from_pylist(flat))
+        write_rows(folder / name, [row.flat() for row in rows])
     images = table_of_images(
         evaluation.keys,
         ("filling", "source", "keep_ratio"),

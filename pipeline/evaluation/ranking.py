@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ltrp_core.errors import DamagedFileError, RequestError
-from pipeline.evaluation.text_tables import aligned, markdown, write_csv, write_parquet
+from pipeline.evaluation.text_tables import aligned, markdown, write_parquet, write_rows
 from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
 from pipeline.store.kinds import CACHES, open_cache_of
@@ -63,9 +63,7 @@ def run_evaluate_ranking(
     replace_text(out / "ranking.txt", f"{text}\n[ ]: 95 % bootstrap intervals over images\n")
     replace_text(out / "ranking.md", page + "\n")
     for name, rows in (("agreement", found.agreement), ("plateau", found.plateau)):
-        flat = [dataclasses.asdict(row) for row in rows]
-        write_csv(out / f"{name}.csv", flat)
-        write_parquet(out / f"{name}.parquet", pa.Table.from_pylist(flat))
+        write_rows(out / name, [dataclasses.asdict(row) for row in rows])
     write_parquet(out / "ranking_images.parquet", pa.table(found.images))
     if found.plateau:
         _draw(found.plateau, out / "plateau")

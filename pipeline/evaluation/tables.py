@@ -15,8 +15,8 @@ from pipeline.evaluation.text_tables import (
     figure_cell,
     markdown,
     table_of_images,
-    write_csv,
     write_parquet,
+    write_rows,
 )
 from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
@@ -63,9 +63,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
     replace_text(folder / "evaluation.txt", "\n\n".join(text) + "\n")
     replace_text(folder / "evaluation.md", _markdown_page(rows, differences))
     for name, table in (("evaluation", rows), ("evaluation_differences", differences)):
-        flat = [row.flat() for row in table]
-        write_csv(folder / f"{name}.csv", flat)
-        write_parquet(folder / f"{name}.parquet", pa.Table.from_pylist(flat))
+        write_rows(folder / name, [row.flat() for row in table])
     write_parquet(folder / "evaluation_images.parquet", _images(evaluation))
 
 

@@ -60,6 +60,12 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
+def write_rows(stem: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the same rows as `stem`.csv and `stem`.parquet."""
+    write_csv(stem.with_name(f"{stem.name}.csv"), rows)
+    write_parquet(stem.with_name(f"{stem.name}.parquet"), pa.Table.from_pylist(list(rows)))
+
+
 def table_of_images(
     keys: Sequence[str],
     names: Sequence[str],

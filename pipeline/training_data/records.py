@@ -186,9 +186,8 @@ class StagedRecords:
         """Whether the stored pixels of each view are those of every patch."""
         if self._stores_views:
             return True
-        groups = -(-self._length // self._array("visible").shape[-1])
-        covers = self.run.sampler == "cover" and self.run.partitions >= groups
-        return covers and bool(self._pixels)
+        is_enough = self.run.partitions >= self.run.partitions_per_round
+        return self.run.sampler == "cover" and is_enough and bool(self._pixels)
 
     @cached_property
     def _images(self) -> ExtentReader:

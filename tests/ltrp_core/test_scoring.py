@@ -3,33 +3,16 @@ import itertools
 
 import pytest
 import torch
+from small_maes import SMALL, make
 
 from ltrp_core.distances import DISTANCES
 from ltrp_core.errors import RequestError
-from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae
+from ltrp_core.mae import create_mae
 from ltrp_core.partitions import sample_visible
 from ltrp_core.scoring import PHASES, REGIONS, leave_one_out, leave_one_out_scores
 from oracles import scoring as oracle
 
-SMALL = MAEConfig(
-    width=32,
-    depth=2,
-    heads=2,
-    decoder_width=16,
-    decoder_depth=3,
-    decoder_heads=2,
-    patch_size=8,
-    grid=6,
-)
 ALL_WAYS = list(itertools.product(PHASES, DISTANCES, REGIONS))
-
-
-def make(config=SMALL, batch=3, n=5, seed=0):
-    torch.manual_seed(seed)
-    mae = MaskedAutoencoder(config).eval()
-    images = torch.randn(batch, 3, config.image_size, config.image_size)
-    rows = [torch.randperm(config.num_patches)[:n].sort().values for _ in range(batch)]
-    return mae, images, torch.stack(rows)
 
 
 @pytest.mark.parametrize(("phase", "metric", "region"), ALL_WAYS)

@@ -3,35 +3,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from small_maes import SMALL, make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ltrp_core.linear
 from ltrp_core.errors import RequestError
-from ltrp_core.mae import MAEConfig, MaskedAutoencoder, create_mae, mae_config
+from ltrp_core.mae import create_mae, mae_config
 from ltrp_core.partitions import masked_patches, sample_visible
 from ltrp_core.scoring import metric_names, scored_by, surprise_scores
 from ltrp_core.scoring.cost import scoring_operations, surprise_operations
 from oracles import scoring as oracle
-
-SMALL = MAEConfig(
-    width=32,
-    depth=2,
-    heads=2,
-    decoder_width=16,
-    decoder_depth=3,
-    decoder_heads=2,
-    patch_size=8,
-    grid=6,
-)
-
-
-def make(config=SMALL, batch=3, n=5, seed=0):
-    torch.manual_seed(seed)
-    mae = MaskedAutoencoder(config).eval()
-    images = torch.randn(batch, 3, config.image_size, config.image_size)
-    rows = [torch.randperm(config.num_patches)[:n].sort().values for _ in range(batch)]
-    return mae, images, torch.stack(rows)
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
