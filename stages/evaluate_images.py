@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,12 @@ class EvaluateImagesConfig:
         ("random", "center", "patch-variance", "border"),
         help="selectors without weights that stand beside; may be given repeatedly; or none",
     )
+    against: str = option(
+        "",
+        absent="",
+        help="a selection's label or a baseline: differences are of all others minus this one; "
+        "default: selections minus baselines, the first minus the others",
+    )
     bootstrap_draws: int = option(1000, low=1, help="resamples behind each 95 % interval")
     seed: int = option(0, help="of the random patches and the bootstrap")
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, ...", changes_numbers=False)
@@ -110,6 +116,8 @@ class ImageEvaluation:
     """(N,) true classes, by the classifier's numbers"""
     images: Mapping[Name, Values]
     """(N, 4) `MEASURES` of each image"""
+    against: str
+    """What the differences are minus, if one was chosen"""
 
 
 def run(
@@ -200,13 +208,32 @@ def _open(
         # A selection by the same method has the name, and homogeneous patches among the kept.
         called = top_only(called) if called in runs else called
         baselines[called] = create_selector(name, options)
+    ratios = config.keep_ratio or tuple(stored)
+    _check_against(config.against, runs, baselines, ratios)
     return KeptImages(
         classifier=classifier,
         fillings=fillings,
-        keeps={ratio: num_kept(ratio, run.length) for ratio in config.keep_ratio or stored},
+        keeps={ratio: num_kept(ratio, run.length) for ratio in ratios},
         selections=runs,
         baselines=baselines,
+        against=config.against,
     )
+
+
+def _check_against(
+    name: str, runs: Mapping[str, SelectRun], baselines: Collection[str], ratios: Sequence[float]
+) -> None:
+    """Raises RequestError unless the name that `--against` gives is measured; empty: none."""
+    if not name:
+        return
+    if name not in runs and name not in baselines:
+        raise unknown_name("selection or baseline of --against", name, [*runs, *baselines])
+    if name in runs and not set(ratios) & set(runs[name].keep_ratio):
+        raise RequestError(
+            f"nothing to compare --against {name!r}: it is stored at keep ratio "
+            f"{', '.join(f'{ratio:g}' for ratio in runs[name].keep_ratio)}, and measured are "
+            f"{', '.join(f'{ratio:g}' for ratio in ratios)}"
+        )
 
 
 class _Found:
@@ -307,4 +334,5 @@ def _evaluation(config: EvaluateImagesConfig, setup: KeptImages, found: _Found) 
         keys=[found.keys[place] for place in order],
         classes=[found.classes[place] for place in order],
         images=images,
+        against=config.against,
     )

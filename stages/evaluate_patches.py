@@ -26,7 +26,7 @@ from stages.evaluation.rows import (
     difference_rows,
     source_rows,
 )
-from stages.evaluation.sources import ORACLE, in_order
+from stages.evaluation.sources import ORACLE, check_against, in_order
 from stages.options import check_ranges, option
 from stages.protocols import (
     CATEGORIES,
@@ -55,6 +55,12 @@ class EvaluateConfig:
     categories: tuple[str, ...] = option(
         ("all",),
         help="whose objects count: all, learned, unseen, unseen-strict; may be given repeatedly",
+    )
+    against: str = option(
+        "",
+        absent="",
+        help="a selection's label or a reference, e.g. 'patch variance': differences are of every "
+        "other source minus this one; default: selections minus references, the first minus others",
     )
     random_draws: int = option(20, low=1, help="draws that `random` is the mean of")
     bootstrap_draws: int = option(1000, low=1, help="resamples behind each 95 % interval")
@@ -107,6 +113,7 @@ def run(
             a keep ratio leaves no patch, or a selection or the teacher's cache does not fit.
     """
     started = time.monotonic()
+    check_against(config.against, list(selections), has_teacher=teacher is not None)
     sources = Compared.of(selections, teacher)
     first, length = sources.first, sources.run.length
     stored = {label: run.keep_ratio for label, run in sources.runs.items()}
@@ -265,6 +272,12 @@ def _columns(found: PatchAgreement) -> Tensor:
 
 def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int]) -> Evaluation:
     keys, images = found.by_key()
+    measured = dict.fromkeys(source for _, source, _ in images)
+    if config.against and config.against not in measured:
+        raise RequestError(
+            f"nothing to compare --against {config.against!r}: it is there at none of the keep "
+            f"ratios {', '.join(f'{ratio:g}' for ratio in keeps)}; take {' or '.join(measured)}"
+        )
     rows: list[EvaluationRow] = []
     differences: list[DifferenceRow] = []
     for name in sorted(config.categories, key=CATEGORIES.index):
@@ -289,7 +302,9 @@ def _evaluation(config: EvaluateConfig, found: _Found, keeps: Mapping[float, int
             tables = {source: table[has_foreground] for source, table in tables.items()}
             draw = {"seed": config.seed, "draws": config.bootstrap_draws}
             rows += source_rows(facts, tables, **draw)
-            differences += difference_rows(facts, tables, found.labels, **draw)
+            differences += difference_rows(
+                facts, tables, found.labels, against=config.against, **draw
+            )
     return Evaluation(rows=rows, differences=differences, keys=keys, images=images)
 
 

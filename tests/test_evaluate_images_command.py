@@ -199,6 +199,24 @@ def test_the_files_say_the_same_as_the_rows(folder, photographs, tmp_path):
     assert "<svg" in (tmp_path / "r" / "classification-mean.svg").read_text()[:1000]
 
 
+@pytest.mark.parametrize("against", ["b", "patch variance"])
+def test_all_others_are_compared_with_the_chosen_one(folder, tmp_path, against):
+    more = ("--label", "a", "--label", "b")
+    rows, (out, _) = evaluate(
+        folder, tmp_path / "r", "test_resnet", *more, "--against", against, "--baseline",
+        "patch-variance", "--baseline", "center",
+    )  # fmt: skip
+    table = pq.read_table(tmp_path / "r" / "classification_differences.parquet").to_pylist()
+    others = [name for name in ("a", "b", "patch variance", "center") if name != against]
+    assert [(d["source"], d["reference"]) for d in table] == 2 * [(o, against) for o in others]
+    for line in table:
+        ours, theirs = (rows["mean", n, line["keep_ratio"]] for n in (line["source"], against))
+        gain = ours["probability"] - theirs["probability"]
+        assert line["probability"] == pytest.approx(gain, abs=1e-12)
+    assert out.count("minus") == 1
+    assert f"each minus {against}, image by image" in out
+
+
 def test_how_images_are_sharded_changes_no_figure(folder, photographs, tmp_path):
     pack = tmp_path / "one"
     pack.mkdir()
@@ -250,6 +268,12 @@ def test_a_selection_by_a_selector_of_another_package_keeps_its_name(folder, tmp
         ("test_vit", ("--filling", "mean", "--filling", "mean"), "--filling is given twice: mean"),
         ("test_vit", ("--filling", "men"), "unknown filling 'men'; did you mean mean"),
         ("test_vit", ("--baseline", "centre"), "unknown baseline 'centre'; did you mean center"),
+        ("test_vit", ("--against", "centr"), "'centr'; did you mean center"),
+        (
+            "test_vit",
+            ("--against", "center (selected)", "--keep-ratio", 0.4),
+            "it is stored at keep ratio 0.3, 0.6, and measured are 0.4",
+        ),
         ("test_vit", ("--label", "full image", "--label", "b"), "is a row's name already"),
         ("test_vit", ("--device", "cuda:99"), "--device 'cuda:99' cannot be used here"),
     ],

@@ -52,7 +52,7 @@ def write_image_tables(folder: Path, evaluation: ImageEvaluation) -> None:
     .svg.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tables = _tables(evaluation.rows, evaluation.differences)
+    tables = _tables(evaluation.rows, evaluation.differences, evaluation.against)
     text = ["\n".join([title, *aligned(cells), INTERVALS]) for title, cells in tables]
     page = [f"{title} {INTERVALS}\n\n{markdown(cells)}" for title, cells in tables]
     replace_text(folder / f"{NAME}.txt", "\n\n".join(text) + "\n")
@@ -81,7 +81,9 @@ Table = tuple[str, list[tuple[str, ...]]]
 """A title, and rows of cells, the first of them the head"""
 
 
-def _tables(rows: Sequence[ImageRow], differences: Sequence[ImageDifferenceRow]) -> list[Table]:
+def _tables(
+    rows: Sequence[ImageRow], differences: Sequence[ImageDifferenceRow], against: str
+) -> list[Table]:
     tables: list[Table] = []
     for group in _by_filling(rows):
         head = ("kept", "source", *_TITLES.values())
@@ -89,6 +91,12 @@ def _tables(rows: Sequence[ImageRow], differences: Sequence[ImageDifferenceRow])
         title = f"{_title(group[0])}: mean over {group[0].num_images} images"
         tables.append((title, [head, *cells]))
     for group in _by_filling(differences):
+        if against:
+            head = ("kept", "source", *_TITLES.values())
+            cells = [(f"{row.keep_ratio:g}", row.source, *_figures(row, sign="+")) for row in group]
+            title = f"{_title(group[0])}: each minus {against}, image by image"
+            tables.append((title, [head, *cells]))
+            continue
         for source in dict.fromkeys(row.source for row in group):
             head = ("kept", "minus", *_TITLES.values())
             cells = [

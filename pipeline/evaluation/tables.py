@@ -21,9 +21,18 @@ from pipeline.evaluation.text_tables import (
 from pipeline.files import replace_text
 from pipeline.parsing import read_parquet
 from stages.evaluate_patches import Evaluation
-from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES, DifferenceRow, EvaluationRow
+from stages.evaluation.rows import (
+    IMAGE_COLUMNS,
+    MEASURES,
+    DifferenceRow,
+    EvaluationRow,
+    one_each,
+    only_reference,
+)
 from stages.evaluation.sources import label_of, labels_in, top_only, without_prior
 
+Table = tuple[str, list[tuple[str, ...]]]
+"""A title, and rows of cells, the first of them the head"""
 _TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
 
 
@@ -39,12 +48,13 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
 def format_differences(rows: Sequence[DifferenceRow]) -> str:
     """Returns the paired differences as aligned text, one block per selection and keep ratio.
 
-    Those of the k best alone only where a selection is not stored; the files have all.
+    Where one source was chosen to compare with, all stand in one table. Those of the k best alone
+    only where a selection is not stored; the files have all.
     """
     return "\n".join(
         line
-        for group in _by_selection(rows)
-        for line in (_difference_title(group), *aligned(_difference_cells(group)), INTERVALS)
+        for title, cells in _difference_tables(rows)
+        for line in (title, *aligned(cells), INTERVALS)
     )
 
 
@@ -127,6 +137,21 @@ def _difference_title(rows: Sequence[DifferenceRow]) -> str:
     return f"{rows[0].categories} categories: {name} minus each reference, image by image"
 
 
+def _difference_tables(rows: Sequence[DifferenceRow]) -> list[Table]:
+    chosen = only_reference(rows)
+    if chosen is None:
+        return [(_difference_title(own), _difference_cells(own)) for own in _by_selection(rows)]
+    header = ("kept", "source", *(_TITLES[name] for name in MEASURES))
+    tables = []
+    for group in _groups(rows):
+        cells = [
+            (f"{row.keep_ratio:g}", row.source, *_figures(row, sign="+")) for row in one_each(group)
+        ]
+        title = f"{group[0].categories} categories: each minus {chosen}, image by image"
+        tables.append((title, [header, *cells]))
+    return tables
+
+
 def _mean_cells(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
     header = ("kept", "source", *(_TITLES[name] for name in MEASURES))
     return [header, *((f"{row.keep_ratio:g}", row.source, *_figures(row)) for row in rows)]
@@ -175,6 +200,6 @@ def _markdown_page(rows: Sequence[EvaluationRow], differences: Sequence[Differen
     for group in _groups(rows):
         parts += [f"{_title(group)} {INTERVALS}", markdown(_mean_cells(group))]
         parts += ["Pooled over the same images", markdown(_pooled_cells(group))]
-    for group in _by_selection(differences):
-        parts += [_difference_title(group), markdown(_difference_cells(group))]
+    for title, cells in _difference_tables(differences):
+        parts += [title, markdown(cells)]
     return "\n\n".join(parts) + "\n"

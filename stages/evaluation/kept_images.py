@@ -36,6 +36,8 @@ class KeptImages:
     """By label, the first one first; of views of one size"""
     baselines: Mapping[str, Selector]
     """By the source's name"""
+    against: str = ""
+    """The selection or baseline that all others are compared with, if one was chosen"""
 
     @property
     def first(self) -> SelectRun:
@@ -49,7 +51,13 @@ class KeptImages:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """What is compared image by image: selections with baselines, the first with the others."""
+        """What is compared image by image: selections with baselines, the first with the others.
+
+        Or all with the one that was chosen.
+        """
+        if self.against:
+            every = (*self.selections, *self.baselines)
+            return [(name, self.against) for name in every if name != self.against]
         first, *others = self.selections
         pairs = [(label, name) for label in self.selections for name in self.baselines]
         return pairs + [(first, other) for other in others]

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltrp_core.bootstrap import bootstrap_ratios
-from stages.evaluation.sources import REFERENCES, sources_of, top_only, without_prior
+from stages.evaluation.sources import (
+    REFERENCES,
+    label_of,
+    sources_of,
+    top_only,
+    without_prior,
+)
 
 MEASURES = ("precision", "recall", "f1", "iou")
 IMAGE_COLUMNS = (*MEASURES, "intersection", "kept_pixels", "foreground")
@@ -127,18 +133,23 @@ def difference_rows(
     tables: Mapping[str, Values],
     labels: Sequence[str],
     *,
+    against: str = "",
     seed: int,
     draws: int,
 ) -> list[DifferenceRow]:
-    """Returns what the selections are better by; arguments as above.
+    """Returns what sources are better by; arguments as above.
 
     Each selection, and its k best alone, minus each of `REFERENCES`; its k best minus those that it
-    would be without its priors; and the first selection minus each other one.
+    would be without its priors; and the first selection minus each other one. Or, `against` one
+    source: every selection, its k best alone, and every reference minus that one.
     """
     own = [name for label in labels for name in sources_of(label)]
-    wanted = [(a, b) for a in own for b in REFERENCES]
-    wanted += [(top_only(label), without_prior(label)) for label in labels]
-    wanted += [(labels[0], b) for b in labels[1:]]
+    if against:
+        wanted = [(a, against) for a in (*own, *REFERENCES) if a != against]
+    else:
+        wanted = [(a, b) for a in own for b in REFERENCES]
+        wanted += [(top_only(label), without_prior(label)) for label in labels]
+        wanted += [(labels[0], b) for b in labels[1:]]
     pairs = [(a, b) for a, b in wanted if a in tables and b in tables]
     ratios = {
         ((a, b), name): as_ratio(tables[a][:, column] - tables[b][:, column])
@@ -147,6 +158,29 @@ def difference_rows(
     }
     figures = with_intervals(ratios, seed, draws)
     return [DifferenceRow(source=a, reference=b, **facts, figures=figures[a, b]) for a, b in pairs]
+
+
+def only_reference(differences: Sequence[DifferenceRow]) -> str | None:
+    """Returns the one source that all are compared with, if `--against` chose it; else None.
+
+    Where it did not there are several: center and random are always among them.
+    """
+    found = {row.reference for row in differences}
+    return found.pop() if len(found) == 1 else None
+
+
+def one_each(differences: Sequence[DifferenceRow]) -> list[DifferenceRow]:
+    """Returns the rows of which each selection has one at a keep ratio, references included.
+
+    That is, as it is stored, or its k best alone where it is not.
+    """
+    there = {(name, row.keep_ratio) for row in differences for name in (row.source, row.reference)}
+    return [
+        row
+        for row in differences
+        if row.source == (label := label_of(row.source))
+        or (row.source == top_only(label) and (label, row.keep_ratio) not in there)
+    ]
 
 
 def as_ratio(values: Values) -> tuple[Values, Values]:

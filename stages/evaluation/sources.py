@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ltrp_core.errors import RequestError
+from ltrp_core.errors import RequestError, unknown_name
 from stages.types import SelectRun
 
 TEACHER, BORDER, VARIANCE, CENTER, RANDOM, ORACLE = (
@@ -66,6 +66,19 @@ def in_order(labels: Sequence[str]) -> list[str]:
     """Returns all sources in the order of the tables: selections as they were given, references."""
     own = [name for label in labels for name in sources_of(label)]
     return [*own, *REFERENCES, ORACLE]
+
+
+def check_against(name: str, labels: Sequence[str], *, has_teacher: bool) -> None:
+    """Checks the name that `--against` gives; an empty one is none.
+
+    Raises:
+        RequestError: it is no selection's label and no reference's name, or the teacher's without
+            its cache.
+    """
+    if name and name not in in_order(labels):
+        raise unknown_name("selection or reference of --against", name, [*labels, *REFERENCES])
+    if name == TEACHER and not has_teacher:
+        raise RequestError(f"--against {TEACHER} needs its scores; pass its cache as --teacher")
 
 
 def name_selections(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ltrp_core.bootstrap import paired_bootstrap
 from ltrp_core.errors import RequestError
 from pipeline.console.progress import JsonLineProgress
 from pipeline.evaluation.tables import format_differences
@@ -464,6 +465,62 @@ def test_two_selections_stand_beside_each_other_however_they_are_sharded(units):
     assert ("ranker", "patch variance 2") in pairs
     assert ("patch variance 2", "random") in pairs
     assert ("patch variance 2", "ranker") not in pairs
+
+
+@pytest.mark.parametrize(
+    "against", ["ranker", "patch variance 2", "patch variance", "ranker, top-k only", "oracle"]
+)
+def test_every_source_is_compared_with_the_chosen_one_image_by_image(against):
+    found, _ = evaluate_both(Selections(), Other(), against=against, keep_ratio=(0.1, *RATIOS))
+    assert found.rows == evaluate_both(Selections(), Other(), keep_ratio=(0.1, *RATIOS))[0].rows
+    pairs = {(row.source, row.keep_ratio) for row in found.differences}
+    ratios = {ratio for _, source, ratio in found.images if source == against}
+    assert pairs == {
+        (source, ratio)
+        for _, source, ratio in found.images
+        if source not in (against, "oracle") and ratio in ratios
+    }
+    for row in found.differences:
+        assert row.reference == against
+        ours, theirs = (
+            found.images["all", source, row.keep_ratio] for source in (row.source, against)
+        )
+        for column, name in enumerate(MEASURES):
+            each = ours[:, column] - theirs[:, column]
+            assert row[name] == pytest.approx(each.mean(), abs=1e-12)
+            low, high = paired_bootstrap(ours[:, column], theirs[:, column], seed=0)
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((low, high))
+    (title,) = {line for line in format_differences(found.differences).splitlines() if ":" in line
+                and "bootstrap" not in line}  # fmt: skip
+    assert title == f"all categories: each minus {against}, image by image"
+
+
+def test_a_selection_that_is_compared_with_the_chosen_one_has_one_line_a_ratio():
+    found, _ = evaluate_both(
+        Selections(), Other(), against="patch variance", keep_ratio=(0.1, *RATIOS)
+    )
+    lines = [line.split("  ") for line in format_differences(found.differences).splitlines()]
+    named = [(line[0], line[1].strip()) for line in lines if line[0].startswith("0.")]
+    assert [source for ratio, source in named if ratio == "0.25"] == [
+        "ranker", "patch variance 2", "border contrast", "center", "random",
+    ]  # fmt: skip
+    assert [source for ratio, source in named if ratio == "0.1"][:2] == [
+        "ranker, top-k only", "patch variance 2, top-k only",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"against": "rankr"}, r"'rankr'; did you mean ranker"),
+        ({"against": "patch varience"}, r"did you mean patch variance or patch variance 2\?"),
+        ({"against": "teacher"}, "pass its cache as --teacher"),
+        ({"against": "ranker", "keep_ratio": (0.1,)}, "none of the keep ratios 0.1; take"),
+    ],
+)
+def test_what_nothing_can_be_compared_with_is_refused(options, says):
+    with pytest.raises(RequestError, match=says):
+        evaluate_both(Selections(), Other(), **options)
 
 
 @pytest.mark.parametrize("units", [("u", "empty"), ("b", "a", "c")])
