@@ -159,6 +159,14 @@ def test_an_address_reaches_every_stage_that_works_on_clusters(config):
     assert given == {"score", "train-ranker", "select"}
 
 
+def draw_masks(folder):
+    folder.mkdir()
+    mask = np.zeros((150, 180), np.uint8)
+    mask[30:90, 60:140] = 255
+    for key in ("cat_0", "coffee_1"):
+        Image.fromarray(mask).save(folder / f"{key}.png")
+
+
 def test_every_selector_selects_into_a_folder_of_its_own_and_all_are_compared(shards, tmp_path):
     sizes = {"image-size": 48, "patch-size": 8, "workers": 0}
     document = {
@@ -176,11 +184,7 @@ def test_every_selector_selects_into_a_folder_of_its_own_and_all_are_compared(sh
             },
         },
     }
-    (tmp_path / "masks").mkdir()
-    mask = np.zeros((150, 180), np.uint8)
-    mask[30:90, 60:140] = 255
-    for key in ("cat_0", "coffee_1"):
-        Image.fromarray(mask).save(tmp_path / "masks" / f"{key}.png")
+    draw_masks(tmp_path / "masks")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     table, _ = run("run", path)
@@ -195,3 +199,50 @@ def test_every_selector_selects_into_a_folder_of_its_own_and_all_are_compared(sh
         "variance": "complete",
         "evaluate-patches": "to do",
     }
+
+
+def test_selections_side_by_side_are_made_resumed_and_compared_by_name(shards, tmp_path):
+    sizes = {"image-size": 48, "patch-size": 8, "workers": 0, "keep-ratio": 0.5}
+    of_each = {
+        "middle": {"selector": "center"},
+        "texture": {"selector": "patch-variance"},
+    }
+    document = {
+        "out": str(tmp_path / "run"),
+        "shards": str(shards),
+        "stages": {
+            "select": {**sizes, "each": of_each},
+            "evaluate-patches": {"annotations": str(tmp_path / "masks"), "bootstrap-draws": 10},
+        },
+    }
+    draw_masks(tmp_path / "masks")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    todo = {"middle": "to do", "texture": "to do", "evaluate-patches": "to do"}
+    assert states(path, "--dry-run") == todo
+    assert states(path, "--only", "texture") == {
+        "middle": "left out",
+        "texture": "to do",
+        "evaluate-patches": "left out",
+    }
+    assert states(path, "--dry-run") == {**todo, "texture": "complete"}
+    # All of them by the name of the section.
+    assert states(path, "--only", "select", "--dry-run") == {**todo, "evaluate-patches": "left out"}
+    table, _ = run("run", path)
+    assert "middle minus each reference" in table
+    assert "texture minus each reference" in table
+    assert set(states(path).values()) == {"complete"}
+    assert states(path, "--from", "select", "--dry-run") == todo
+    assert one_line_error("run", path, "--only", "selec").endswith(
+        "run.yaml has select, middle, texture, evaluate-patches"
+    )
+    # A further one is made beside those that are there.
+    of_each["chance"] = {"selector": "random"}
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    assert states(path, "--dry-run") == {
+        "middle": "complete",
+        "texture": "complete",
+        "chance": "to do",
+        "evaluate-patches": "to do",
+    }
+    assert states(path, "--set", "texture.homogeneous=0", "--dry-run")["middle"] == "complete"

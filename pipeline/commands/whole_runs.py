@@ -37,8 +37,8 @@ def run(
 ) -> int:
     """Run all stages of a YAML file.
 
-    CONFIG is a file, or a recipe of the package: paper, laptop, eight_gpus. A stage whose output is
-    complete and whose options and input have not changed is skipped; a change runs it, and what
+    CONFIG is a file, or a recipe of the package: paper, laptop, unbiased, ... A stage whose output
+    is complete and whose options and input have not changed is skipped; a change runs it, and what
     depends on it, in new folders beside the old ones. Paths are relative to the current folder.
 
     Example: ltrp-pipeline run laptop --set shards=photos --set out=trial
@@ -49,9 +49,8 @@ def run(
             document, sections=[_at(section, ray_address) for section in document.sections]
         )
     for name, stage in (("--from", start), ("--only", only)):
-        known = [section.name for section in document.sections]
-        if stage is not None and stage not in known:
-            raise RequestError(f"{name} {stage}: {document.where} has {', '.join(known)}")
+        if stage is not None and stage not in document.names:
+            raise RequestError(f"{name} {stage}: {document.where} has {', '.join(document.names)}")
     if start is not None and only is not None:
         raise RequestError("--from and --only exclude each other; pass one")
     for section in document.sections:

@@ -1,12 +1,12 @@
 """A whole run from one YAML file: which stages, with which options, fed by which others.
 
 The file names stages; what a stage does not say is filled in: shards from the top of the file, and
-the outputs of earlier stages. `$NAME` in a value is the output folder of stage NAME.
+the outputs of earlier stages. `$NAME` in a value is the output folder of stage NAME. A section with
+`each` is several stages of one command, see `pipeline.runs.groups`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,11 +16,20 @@ from typing import Any
 from ltrp_core.errors import RequestError, unknown_name
 from ltrp_core.regular_files import read_regular
 from pipeline.parsing import parse_yaml
+from pipeline.runs.groups import (
+    EACH,
+    NAME,
+    REFERENCE,
+    Groups,
+    labels,
+    mapping,
+    members,
+    not_given,
+    spread,
+)
 from pipeline.runs.spec import NAMES, stage
 
 _TOP = ("out", "shards", "stages")
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_REFERENCE = re.compile(r"\$([A-Za-z][A-Za-z0-9_-]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +40,17 @@ class Section:
     command: str
     options: Mapping[str, Any]
     """As in the file, filled in; keys with hyphens. A list: the option is given repeatedly."""
+    group: str = ""
+    """The section whose `each` names it; empty: it is a section itself"""
+
+    def is_called(self, name: str | None) -> bool:
+        """Whether `name` is its own, or that of the section that it is one of."""
+        return bool(name) and name in (self.name, self.group)
 
     @property
     def sources(self) -> list[str]:
         """Names of the stages whose output it is given, in the order of its options."""
-        found = [name for _, value in self._texts() for name in _REFERENCE.findall(value)]
+        found = [name for _, value in self._texts() for name in REFERENCE.findall(value)]
         return list(dict.fromkeys(found))
 
     def resolved(self, outs: Mapping[str, str]) -> dict[str, Any]:
@@ -46,7 +61,7 @@ class Section:
                 return [put(one) for one in value]
             if not isinstance(value, str):
                 return value
-            return _REFERENCE.sub(lambda found: outs[found[1]], value)
+            return REFERENCE.sub(lambda found: outs[found[1]], value)
 
         return {key: put(value) for key, value in self.options.items()}
 
@@ -67,6 +82,12 @@ class RunConfig:
     sections: Sequence[Section]
     """In the order of the run"""
 
+    @property
+    def names(self) -> list[str]:
+        """What its stages are called, and sections of several stages, in the order of the run."""
+        both = [name for section in self.sections for name in (section.group, section.name)]
+        return [name for name in dict.fromkeys(both) if name]
+
 
 def recipes() -> list[str]:
     """Returns the names of the configs that the package brings."""
@@ -82,22 +103,27 @@ def read_config(source: str, changes: Sequence[str] = ()) -> RunConfig:
             take the place of what the file says.
 
     Raises:
-        RequestError: no such file, not of this form, or a change that names nothing.
+        RequestError: no such file, not of this form, a change that names nothing, or a value that
+            the file leaves to who runs it is not given.
     """
     where, text = _read(source)
-    document = _mapping(where, parse_yaml(text, where), "the file")
+    document = mapping(where, parse_yaml(text, where), "the file")
     for change in changes:
         _change(document, change)
     unknown = [key for key in document if key not in _TOP]
     if unknown:
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(_TOP)}")
-    stages = _mapping(where, document.get("stages"), "stages")
-    sections = [_section(where, name, options) for name, options in stages.items()]
+    if missing := not_given(where, document):
+        raise RequestError(
+            f"{where}: not given: {', '.join(missing)}; pass each with --set NAME=VALUE"
+        )
+    stages = mapping(where, document.get("stages"), "stages")
+    sections = [one for name, options in stages.items() for one in _sections(where, name, options)]
     if not sections:
         raise RequestError(f"{where}: stages is empty; name one of {', '.join(NAMES)}")
-    names = {section.name for section in sections}
+    groups = _groups(where, sections)
     shards = document.get("shards")
-    filled = [_filled(section, names, shards) for section in sections]
+    filled = [_filled(section, groups, shards) for section in sections]
     filled.sort(key=lambda section: NAMES.index(section.command))
     _check_sources(where, filled)
     return RunConfig(where, Path(str(document.get("out", "run"))).expanduser(), filled)
@@ -118,14 +144,6 @@ def _read(source: str) -> tuple[str, str]:
         ) from error
 
 
-def _mapping(where: str, value: Any, what: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise RequestError(f"{where}: {what} must be a mapping of names to values")
-    return value
-
-
 def _change(document: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals:
@@ -135,23 +153,49 @@ def _change(document: dict[str, Any], change: str) -> None:
     if not dot:
         document[key] = value
         return
-    stages = _mapping("--set", document.get("stages"), "stages")
-    if stage not in stages:
-        raise unknown_name("stage of --set", stage, list(stages))
-    options = _mapping("--set", stages[stage], stage)
+    stages = mapping("--set", document.get("stages"), "stages")
+    places = [stages, *(of for _, of in members("--set", stages))]
+    there = next((place for place in places if stage in place), None)
+    if there is None:
+        raise unknown_name("stage of --set", stage, [name for place in places for name in place])
+    options = mapping("--set", there[stage], stage)
     # As written there, with hyphens or underscores.
     for name in [name for name in options if _hyphened(name) == _hyphened(option)]:
         del options[name]
-    stages[stage] = {**options, option: value}
+    there[stage] = {**options, option: value}
 
 
-def _section(where: str, name: str, options: Any) -> Section:
-    if not _NAME.fullmatch(name):
+def _sections(where: str, name: str, options: Any) -> Iterator[Section]:
+    """Yields the stages of a section of the file: itself, or those that its `each` names."""
+    given = dict(mapping(where, options, f"stage {name}"))
+    if EACH not in given:
+        yield _section(where, name, given)
+        return
+    of_each = mapping(where, given.pop(EACH), f"each of stage {name}")
+    if not of_each or "out" in given:
+        what = "`out` is one folder; say it in `each`" if of_each else "each is empty"
+        raise RequestError(f"{where}: stage {name}: {what}")
+    shared = _section(where, name, given)
+    for own_name, own in of_each.items():
+        if own_name in (*NAMES, "teacher"):
+            raise RequestError(
+                f"{where}: each of stage {name}: {own_name} is a stage; take another name"
+            )
+        one = _section(
+            where, own_name, {"command": shared.command, **mapping(where, own, f"stage {own_name}")}
+        )
+        if one.command != shared.command:
+            raise RequestError(f"{where}: stage {own_name}: it is of {name}; leave `command` out")
+        yield Section(own_name, one.command, {**shared.options, **one.options}, group=name)
+
+
+def _section(where: str, name: str, options: Mapping[str, Any]) -> Section:
+    if not NAME.fullmatch(name):
         raise RequestError(
             f"{where}: stage {name!r}: a stage's output is a folder of that name; "
             "take letters, digits, _ and -, a letter first"
         )
-    given = _mapping(where, options, f"stage {name}")
+    given = dict(options)
     command = str(given.pop("command", "score" if name == "teacher" else name))
     if command not in NAMES:
         raise RequestError(
@@ -161,20 +205,40 @@ def _section(where: str, name: str, options: Any) -> Section:
     return Section(name, command, {_hyphened(key): value for key, value in given.items()})
 
 
-def _filled(section: Section, names: set[str], shards: Any) -> Section:
+def _groups(where: str, sections: Sequence[Section]) -> Groups:
+    """Returns the stages that a name stands for: itself, or all of a section's `each`."""
+    groups: Groups = {}
+    for section in sections:
+        if section.name in groups:
+            raise RequestError(f"{where}: two stages are called {section.name}; rename one")
+        groups[section.name] = [section.name]
+    stages = set(groups)
+    for section in sections:
+        if section.group in stages:
+            raise RequestError(f"{where}: two stages are called {section.group}; rename one")
+        if section.group:
+            groups.setdefault(section.group, []).append(section.name)
+    return groups
+
+
+def _filled(section: Section, groups: Groups, shards: Any) -> Section:
     """Adds what the file need not say."""
-    options, spec = dict(section.options), stage(section.command)
-    found = shards if shards is not None else "$pack" if "pack" in names else None
+    spec = stage(section.command)
+    options = {key: spread(value, groups) for key, value in section.options.items()}
+    found = shards if shards is not None else "$pack" if "pack" in groups else None
     if found is not None and spec.on_shards:
         options.setdefault("shards", found)
-    if section.name == "teacher":
+    if section.is_called("teacher"):
         for key, value in (("crop", "eval"), ("sampler", "cover"), ("partitions", 22)):
             options.setdefault(key, value)
     for key, references in spec.fed_by.items():
-        there = [text for text in references if _REFERENCE.findall(text)[0] in names]
+        given = [text for text in references if REFERENCE.findall(text)[0] in groups]
+        there = spread(given, groups)
         if there and key not in options:
-            options[key] = there if len(references) > 1 else there[0]
-    return Section(section.name, section.command, options)
+            options[key] = there if key in spec.takes_several else there[0]
+    if "label" not in options and (called := labels(options.get("selections"), groups)):
+        options["label"] = called
+    return Section(section.name, section.command, options, section.group)
 
 
 def _check_sources(where: str, sections: Sequence[Section]) -> None:

@@ -48,11 +48,10 @@ class _Run:
 
     def _one(self, step: Step) -> int:
         name = step.section.name
-        self.is_forced |= name == self.start
+        self.is_forced |= step.section.is_called(self.start)
+        is_only = step.section.is_called(self.only)
         waits = [s for s in step.section.sources if not self.steps[s].done]
-        wanted = (self.only in (None, name)) and (
-            self.is_forced or name == self.only or not step.done
-        )
+        wanted = (self.only is None or is_only) and (self.is_forced or is_only or not step.done)
         state = "complete" if step.done and not wanted else "left out" if not wanted else "to do"
         say(f"{name}: {state}: {step.folder}", err=not self.dry_run)
         if self.dry_run:

@@ -38,6 +38,8 @@ class StageSpec:
     """A file that its folder has and no other stage's: what tells it where run.json does not"""
     fed_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Option -> what it is if the file does not say it, where the named stages are there"""
+    takes_several: frozenset[str] = frozenset()
+    """Which of these options may be given repeatedly"""
     next: Callable[[Options, str], Sequence[str] | None] = lambda options, output: None
     """From its options and its output to the words of the command that comes after it; None if that
     cannot be told"""
@@ -162,6 +164,7 @@ STAGES: tuple[StageSpec, ...] = (
         configs=("stages.evaluate_patches:EvaluateConfig",),
         output="evaluation.parquet",
         fed_by={"selections": ("$select",), "teacher": ("$teacher",)},
+        takes_several=frozenset({"selections"}),
     ),
     StageSpec(
         name="evaluate-images",
@@ -172,6 +175,7 @@ STAGES: tuple[StageSpec, ...] = (
         on_shards=True,
         output="classification.parquet",
         fed_by={"selections": ("$select",)},
+        takes_several=frozenset({"selections"}),
     ),
     StageSpec(
         name="evaluate-ranking",
@@ -198,6 +202,7 @@ STAGES: tuple[StageSpec, ...] = (
             "training": ("$pretrain-mae", "$train-ranker"),
             "cache": ("$score",),
         },
+        takes_several=frozenset({"selections", "ranking", "training", "cache"}),
     ),
 )
 """In the order of a run."""

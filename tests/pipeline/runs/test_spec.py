@@ -26,6 +26,9 @@ def test_a_stage_is_what_its_row_says(name) -> None:
             "every option of a config is one of the command"
         )
     assert {option.replace("-", "_") for option in spec.fed_by} <= options
+    several = {param.name for param in command.params if param.multiple}
+    assert spec.takes_several == set(spec.fed_by) & several
+    assert ("selections" not in spec.fed_by) or "label" in options
     assert ("shards" in options) == spec.on_shards
     earlier = [*BY_NAME[: BY_NAME.index(name)], "teacher"]
     for references in spec.fed_by.values():
