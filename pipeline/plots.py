@@ -9,14 +9,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.styles import REFERENCE_STYLES, SELECTED, Style, styles_of
+from pipeline.evaluation.end_labels import EndLabel, label_ends
+from pipeline.evaluation.styles import (
+    REFERENCE_STYLES,
+    SELECTED,
+    Style,
+    are_many,
+    band_alpha,
+    drawn_sources,
+    styles_of,
+)
 from stages.evaluation.rows import EvaluationRow
 from stages.evaluation.sources import (
     CENTER,
@@ -24,6 +32,7 @@ from stages.evaluation.sources import (
     TEACHER,
     VARIANCE,
     is_selection,
+    label_of,
     labels_in,
 )
 
@@ -45,6 +54,9 @@ _NOT_PLOTTED = ("epoch", "lr")
 INK = {"light": "#3f474f", "dark": "#c3cad1"}
 LINES = {"light": "#e3e6e8", "dark": "#343b43"}
 _SIZE_INCHES = (4.4, 2.8)
+_LINES, _NAME_INCHES = 11, 1.42
+"""As many names, as wide as that, find room beside a plot of that size"""
+_LINE_INCHES, _LETTER_INCHES, _BOLD_INCHES = 0.2, 0.072, 0.086
 
 
 _SERIES = (SELECTED, *(REFERENCE_STYLES[n] for n in (TEACHER, VARIANCE, CENTER, RANDOM)))
@@ -58,6 +70,8 @@ class Plot:
     alt: str
     light: str
     dark: str
+    size: tuple[float, float] = _SIZE_INCHES
+    """Width and height in inches"""
 
 
 class _Line(NamedTuple):
@@ -65,6 +79,11 @@ class _Line(NamedTuple):
     points: list[tuple[float, float]]
     style: Style
     band: list[tuple[float, float]] | None = None
+    band_alpha: float = 0.16
+
+    @property
+    def is_bold(self) -> bool:
+        return self.style.width > 1.5
 
 
 def plot_evaluation(
@@ -72,8 +91,8 @@ def plot_evaluation(
 ) -> list[Plot]:
     """Writes one plot per metric, each source against the keep ratio, into `folder`.
 
-    The band is the 95 % bootstrap interval of the first selection. Where there are several, their k
-    best alone have no line.
+    The bands are the 95 % bootstrap intervals of the selections. Where there are several, each has
+    one line: see `drawn_sources`.
 
     Args:
         rows: of one group of categories.
@@ -93,6 +112,7 @@ def plot_evaluation(
                     title=title,
                     alt=f"{title} against keep ratio. At {ratio:.0%}: {ends}.",
                     x_label="kept patches, %",
+                    is_from_zero=not are_many(labels_in(row.source for row in rows)),
                 )
             )
     return plots
@@ -183,21 +203,21 @@ def heat_scale(steps: int = 9) -> list[str]:
 
 
 def _source_lines(rows: Sequence[EvaluationRow], metric: str) -> Iterator[_Line]:
-    styles = styles_of(row.source for row in rows)
-    labels = labels_in(styles)
-    for source, style in styles.items():
-        if len(labels) > 1 and source not in labels and is_selection(source):
-            continue  # with several selections each has one line; the tables have all
+    drawn = drawn_sources(row.source for row in rows)
+    labels = labels_in(drawn)
+    for source, style in styles_of(row.source for row in rows).items():
+        if source not in drawn:
+            continue
         own = sorted((r for r in rows if r.source == source), key=lambda r: r.keep_ratio)
         points = [(100 * row.keep_ratio, row[metric]) for row in own]
         points = [point for point in points if math.isfinite(point[1])]
         band = None
-        if source in labels[:1]:
+        if is_selection(source) and (source == label_of(source) or len(labels) > 1):
             ends = [(r[f"{metric}_low"], r[f"{metric}_high"]) for r in own]
             is_whole = len(points) == len(own) and all(map(math.isfinite, sum(ends, ())))
             band = ends if is_whole else None
         if points:
-            yield _Line(source, points, style, band)
+            yield _Line(source, points, style, band, band_alpha(len(labels)))
 
 
 def _finite_points(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
@@ -215,6 +235,7 @@ def write_plot(
     title: str,
     alt: str,
     box: tuple[float, float, float, float] = (0.11, 0.16, 0.86, 0.8),
+    size: tuple[float, float] = _SIZE_INCHES,
 ) -> Plot:
     """Writes `stem`-light.svg and `stem`-dark.svg.
 
@@ -224,11 +245,13 @@ def write_plot(
         title: stands above the plot on the page.
         alt: what the plot says, in words.
         box: left, bottom, width and height of the axes as shares of the figure.
+        size: width and height of the figure in inches.
     """
     files = {theme: stem.with_name(f"{stem.name}-{theme}.svg") for theme in THEMES}
     for theme, path in files.items():
-        _write_svg(path, paint, theme, box)
-    return Plot(title=title, alt=alt, light=files["light"].name, dark=files["dark"].name)
+        _write_svg(path, paint, theme, box, size)
+    light, dark = files["light"].name, files["dark"].name
+    return Plot(title=title, alt=alt, light=light, dark=dark, size=size)
 
 
 def _write_svg(
@@ -236,28 +259,45 @@ def _write_svg(
     paint: Callable[[Any, Theme], None],
     theme: Theme,
     box: tuple[float, float, float, float],
+    size: tuple[float, float],
 ) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     # Text as outlines and a fixed salt: the file looks the same everywhere and is reproducible.
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": path.name, "font.size": 9.5}):
-        figure = Figure(figsize=_SIZE_INCHES)
+        figure = Figure(figsize=size)
         paint(figure.add_axes(box), theme)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
 
 
 def _write_themes(
-    stem: Path, lines: Sequence[_Line], *, title: str, alt: str, x_label: str
+    stem: Path,
+    lines: Sequence[_Line],
+    *,
+    title: str,
+    alt: str,
+    x_label: str,
+    is_from_zero: bool = True,
 ) -> Plot:
     def paint(axes: Any, theme: Theme) -> None:
-        _paint_lines(axes, theme, lines, x_label)
+        _paint_lines(axes, theme, lines, x_label, is_from_zero)
 
-    width = 0.86 if len(lines) == 1 else 0.5
-    return write_plot(stem, paint, title=title, alt=alt, box=(0.11, 0.16, width, 0.8))
+    if len(lines) == 1:
+        return write_plot(stem, paint, title=title, alt=alt)
+    # Many lines, or long names, need more room beside the axes, which keep their width.
+    width, height = _SIZE_INCHES
+    names = [len(x.label) * (_BOLD_INCHES if x.is_bold else _LETTER_INCHES) for x in lines]
+    wide = width + max(0.0, max(names) - _NAME_INCHES)
+    high = height + _LINE_INCHES * max(0, len(lines) - _LINES)
+    left, above, below = 0.11 * width / wide, 0.04 * height / high, 0.16 * height / high
+    box = (left, below, 0.5 * width / wide, 1 - above - below)
+    return write_plot(stem, paint, title=title, alt=alt, box=box, size=(wide, high))
 
 
-def _paint_lines(axes: Any, theme: Theme, lines: Sequence[_Line], x_label: str) -> None:
+def _paint_lines(
+    axes: Any, theme: Theme, lines: Sequence[_Line], x_label: str, is_from_zero: bool
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for line in lines:
@@ -267,11 +307,17 @@ def _paint_lines(axes: Any, theme: Theme, lines: Sequence[_Line], x_label: str) 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     else:
         axes.set_xticks(ratios, [f"{x:g}" for x in ratios])
-        axes.set_ylim(bottom=0)
+        if is_from_zero:
+            axes.set_ylim(bottom=0)
     axes.margins(x=0.04)
     dress(axes, theme, x_label)
     if len(lines) > 1:
-        _label_ends(axes, lines, theme)
+        names = [
+            EndLabel(x.label, x.points[-1], getattr(x.style, theme), x.is_bold)
+            for x in lines
+            if x.points
+        ]
+        label_ends(axes, names)
 
 
 def _draw_line(axes: Any, line: _Line, theme: Theme) -> None:
@@ -279,7 +325,7 @@ def _draw_line(axes: Any, line: _Line, theme: Theme) -> None:
     x, y = [p[0] for p in line.points], [p[1] for p in line.points]
     if line.band is not None:
         low, high = zip(*line.band, strict=True)
-        axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+        axes.fill_between(x, low, high, color=color, alpha=line.band_alpha, linewidth=0)
     # Dots on thirty epochs or more would hide the line.
     marker = style.marker if len(x) < 30 else None
     axes.plot(x, y, style.dash, color=color, marker=marker, lw=style.width, ms=4.5)
@@ -294,55 +340,3 @@ def dress(axes: Any, theme: Theme, x_label: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(LINES[theme])
-
-
-def _label_ends(axes: Any, lines: Sequence[_Line], theme: Theme) -> None:
-    """Writes each line's name beside its end, moved apart where ends are close."""
-    drawn = [line for line in lines if line.points]
-    low, high = axes.get_ylim()
-    ends = [(line.points[-1][1] - low) / (high - low) for line in drawn]
-    gap = min(0.075, 1.0 / max(len(drawn) - 1, 1))
-    for line, end, place in zip(drawn, ends, _moved_apart(ends, gap), strict=True):
-        x = (line.points[-1][0] - axes.get_xlim()[0]) / (axes.get_xlim()[1] - axes.get_xlim()[0])
-        color = getattr(line.style, theme)
-        axes.annotate(
-            line.label,
-            xy=(x, end),
-            xytext=(1.13, place),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=color,
-            va="center",
-            parse_math=False,
-            annotation_clip=False,
-            weight="bold" if line.style.width > 1.5 else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": color,
-                "lw": 0.6,
-                "shrinkA": 1,
-                "shrinkB": 4,
-                "relpos": (0, 0.5),
-            },
-        )
-
-
-def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Returns the places in the same order, at least `gap` apart, moved as little as possible.
-
-    Least squares by pooling: labels that would overlap become a block around their own mean, then
-    moved between 0 and 1 as a whole.
-    """
-    order = sorted(range(len(places)), key=places.__getitem__)
-    blocks: list[list[float]] = []
-    for rank, index in enumerate(order):
-        blocks.append([places[index] - gap * rank])
-        while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    level = [fmean(block) for block in blocks for _ in block]
-    moved = list(places)
-    for rank, index in enumerate(order):
-        moved[index] = level[rank] + gap * rank
-    # Below the axis stand its numbers, above the figure ends.
-    lift = max(0.0, -min(moved)) - max(0.0, max(moved) - 1.0)
-    return [place + lift for place in moved]
