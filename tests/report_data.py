@@ -222,5 +222,37 @@ def without_teacher(image: GalleryImage) -> GalleryImage:
     )
 
 
+TWELVE = [
+    "ranker", "border", "border-features", "patch-variance (selected)", "center (selected)",
+    "saliency of a network with a long name", "class attention", "EViT", "ToMe", "DynamicViT",
+    "MAE's loss", "<b>noise</b>",
+]  # fmt: skip
+WITHOUT_SCORES = {"EViT": (0.5,), "ToMe": (0.25, 0.5, 0.75)}
+"""They only choose, at these keep ratios."""
+
+
+def beside_others(data: ReportData, labels: list[str] = TWELVE) -> ReportData:
+    """The report with further selections, none like another, in its pictures and its tables."""
+    gallery = []
+    for image in data.gallery:
+        scores, orders, selections = dict(image.scores), dict(image.orders), dict(image.selections)
+        for number, label in enumerate(labels[1:], start=1):
+            order = np.random.default_rng(number).permutation(LENGTH)
+            ratios = WITHOUT_SCORES.get(label, (0.25, 0.5))
+            selections[label] = {r: Kept(order[: kept_count(r)], 0) for r in ratios}
+            if label not in WITHOUT_SCORES:
+                orders[label] = order
+                scores[label] = np.argsort(-order).astype(np.float32)
+        gallery.append(
+            dataclasses.replace(image, scores=scores, orders=orders, selections=selections)
+        )
+    rows = [
+        dataclasses.replace(row, source=source)
+        for row in data.rows
+        for source in (labels if row.source == "ranker" else [row.source])
+    ]
+    return dataclasses.replace(data, gallery=gallery, rows=rows)
+
+
 def files_below(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

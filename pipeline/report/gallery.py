@@ -12,12 +12,22 @@ from PIL import Image
 
 from ltrp_core.errors import RequestError
 from pipeline.plots import heat_map
-from stages.evaluation.sources import BORDER, RANDOM, TEACHER, VARIANCE, without_prior
+from stages.evaluation.sources import (
+    BORDER,
+    RANDOM,
+    TEACHER,
+    VARIANCE,
+    is_selection,
+    without_prior,
+)
 from stages.report import GalleryImage, Kept
 
 _BUTTONS = {BORDER: "Border", VARIANCE: "Variance"}
 """What a source is called where it cannot be called by its name."""
 _PICTURES = ("photo", "reconstruction", "reconstruction_without")
+_MAPS_BESIDE, _BUTTONS_BESIDE = 5, 8
+"""More maps than these are below the panels, and more sources than these are a menu: a phone's
+screen is no wider"""
 _LEAST_RANGE = 1.0
 """In 8-bit levels: a difference below it is shown as dark as it is."""
 
@@ -55,6 +65,8 @@ def gallery_context(gallery: Sequence[GalleryImage], grid: int, folder: Path) ->
         "has_outlines": any(image.foreground is not None for image in gallery),
         "stored": [buttons[k] for k in sorted(buttons)],
         "sources": [(number, _button(source)) for number, source in enumerate(sources)],
+        "is_menu": len(sources) > _BUTTONS_BESIDE,
+        "beside": labels if len(labels) > 1 else [],
         "shown": {
             "grid": grid,
             "stored": [[(choice["k"], choice["best"]) for choice in own] for own in stored],
@@ -141,6 +153,16 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
         outline = f"{number:04d}-outline.svg"
         (folder / outline).write_text(_outline_svg(image.foreground), encoding="utf-8")
     brightest = _brightest(image, grid)
+    maps = [
+        (
+            source,
+            caption,
+            save(f"map-{place}.png", heat_map(image.scores[source], grid)) if there else None,
+        )
+        for place, (source, caption) in enumerate(_maps(image))
+        if (there := source in image.scores) or source == TEACHER
+    ]
+    below = [m for m in maps if len(maps) > _MAPS_BESIDE and is_selection(m[0])]
     return {
         "key": image.key,
         "side": image.photo.shape[0],
@@ -149,14 +171,8 @@ def _card(image: GalleryImage, grid: int, folder: Path, number: int) -> dict[str
         "without": save("without.jpg", image.reconstruction_without),
         "difference": save("difference.jpg", _dark_to_bright(image.difference / brightest)),
         "brightest": f"{brightest:.2g}" if brightest < 10 else f"{brightest:.0f}",
-        "maps": [
-            (
-                caption,
-                save(f"map-{place}.png", heat_map(image.scores[source], grid)) if there else None,
-            )
-            for place, (source, caption) in enumerate(_maps(image))
-            if (there := source in image.scores) or source == TEACHER
-        ],
+        "maps": [m[1:] for m in maps if m not in below],
+        "maps_below": [m[1:] for m in below],
         "outline": outline,
         "num_visible": len(image.visible),
         "hidden": "".join(f"M{i % grid} {i // grid}h1v1h-1z" for i in hidden),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plots import METRICS, plot_evaluation
-from stages.evaluation.rows import DifferenceRow, EvaluationRow
+from stages.evaluation.rows import DifferenceRow, EvaluationRow, one_each, only_reference
 from stages.evaluation.sources import (
     BORDER,
     CENTER,
@@ -94,25 +94,39 @@ def _blocks(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
 
 
 def _differences(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Returns, of each selection as it is stored, its name and one block per keep ratio.
+    """Returns tables: a title, the head of the names, and one block per keep ratio.
 
-    Beside them what priors add to the k best alone: without priors nothing else is known.
+    One of each selection as it is stored, and what priors add to the k best alone: without priors
+    nothing else is known. Or one of all, where one source was chosen to compare with.
     """
+    chosen = only_reference(rows)
+    if chosen is not None:
+        title = f"Each minus {chosen}, image by image"
+        named = [(row.source, row) for row in one_each(rows)]
+        return [{"title": title, "first": "Source", "blocks": _difference_blocks(named)}]
     own = {
         label: [row for row in rows if row.source == label or row.reference == without_prior(label)]
         for label in labels_in(row.source for row in rows)
     }
     return [
-        {"label": label, "blocks": _difference_blocks(of_label)}
+        {
+            "title": f"{label[:1].upper()}{label[1:]} minus each reference, image by image",
+            "first": "Minus",
+            "blocks": _difference_blocks([(_reference(row), row) for row in of_label]),
+        }
         for label, of_label in own.items()
         if of_label
     ]
 
 
-def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Returns one block per keep ratio: what a selection is better by."""
+def _reference(row: DifferenceRow) -> str:
+    return row.reference + ("" if row.source == label_of(row.source) else " (top-k only)")
+
+
+def _difference_blocks(rows: Sequence[tuple[str, DifferenceRow]]) -> list[dict[str, Any]]:
+    """Returns one block per keep ratio, a line for each row under its name."""
     blocks: dict[float, dict[str, Any]] = {}
-    for row in rows:
+    for name, row in rows:
         empty = {"label": f"{100 * row.keep_ratio:g} %", "k": row.kept, "lines": []}
         cells = []
         for metric in METRICS:
@@ -124,7 +138,6 @@ def _difference_blocks(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
                     "best": low > 0 or high < 0,
                 }
             )
-        name = row.reference + ("" if row.source == label_of(row.source) else " (top-k only)")
         line = {"source": name, "is_oracle": False, "cells": cells}
         blocks.setdefault(row.keep_ratio, empty)["lines"].append(line)
     return [blocks[ratio] for ratio in sorted(blocks)]

@@ -6,9 +6,14 @@
   const count = document.getElementById("count");
   const how = document.getElementById("how");
   const outlines = document.getElementById("outlines");
-  const sources = [...document.querySelectorAll("[name=source]")];
+  const menu = document.getElementById("source");
+  const sources = menu ? [...menu.options] : [...document.querySelectorAll("[name=source]")];
   const buttons = [...document.querySelectorAll("[data-stored]")];
   const cards = [...document.querySelectorAll("[data-card]")];
+  const tiles = cards.map((card) => [...card.querySelectorAll("[data-tile]")]);
+  const chosen = () => (menu ? menu.selectedIndex : sources.findIndex((input) => input.checked));
+  const choose = (source) => (menu ? (menu.selectedIndex = source) : (sources[source].checked = true));
+  const nameOf = (source) => (menu ? sources[source] : sources[source].parentElement).textContent.trim();
   const squares = (patches) =>
     patches.map((i) => `M${i % shown.grid} ${Math.floor(i / shown.grid)}h1v1h-1z`).join("");
   // Frames stay inside their patch, so that those of neighbors do not cover each other.
@@ -27,10 +32,42 @@
     card.dataset.shown = length - others.length;
   }
 
+  // One path of whole runs of hidden patches a row: there are many tiles.
+  function cover(tile, kept, how) {
+    const isKept = new Uint8Array(length);
+    for (const patch of kept) isKept[patch] = 1;
+    let path = "";
+    for (let start = 0; start < length; start += 1) {
+      if (isKept[start]) continue;
+      const row = Math.floor(start / shown.grid);
+      let end = start + 1;
+      while (end < (row + 1) * shown.grid && !isKept[end]) end += 1;
+      path += `M${start % shown.grid} ${row}h${end - start}v1h${start - end}z`;
+      start = end - 1;
+    }
+    tile.querySelector(".cover").setAttribute("d", path);
+    tile.querySelector(".how").textContent = how;
+    tile.classList.toggle("no-map", how === "");
+    tile.dataset.shown = kept.length;
+  }
+
+  function coverAll(k) {
+    const numbers = shown.stored.map((own) => own.findIndex((choice) => choice[0] === k));
+    tiles.forEach((of, i) =>
+      of.forEach((tile, source) => {
+        const { orders, stored } = shown.cards[i];
+        const number = numbers[source];
+        if (number >= 0) cover(tile, stored[source][number], "as selected");
+        else if (orders[source]) cover(tile, orders[source].slice(0, k), "k best");
+        else cover(tile, [], "");
+      }),
+    );
+  }
+
   // What is kept is never computed here: a beginning of an order, or a selection as it was stored.
   function show() {
     const k = Number(slider.value);
-    const source = sources.findIndex((input) => input.checked);
+    const source = chosen();
     const number = shown.stored[source].findIndex((choice) => choice[0] === k);
     cards.forEach((card, i) => {
       const { orders, stored } = shown.cards[i];
@@ -39,7 +76,8 @@
       card.classList.toggle("no-map", number < 0 && orders[source] === null);
       draw(card, kept, kept.slice(0, best), number >= 0 ? kept.slice(best) : []);
     });
-    describe(k, source, number, sources[source].parentElement.textContent.trim());
+    coverAll(k);
+    describe(k, source, number, nameOf(source));
   }
 
   function describe(k, source, number, label) {
@@ -58,16 +96,14 @@
   }
 
   slider.addEventListener("input", show);
-  sources.forEach((input) => input.addEventListener("change", show));
+  (menu ? [menu] : sources).forEach((input) => input.addEventListener("change", show));
   // A button shows a stored selection: of the chosen source if it has one, else of the first.
   buttons.forEach((button) =>
     button.addEventListener("click", () => {
       const k = Number(button.dataset.stored);
       const has = (source) => shown.stored[source].some((choice) => choice[0] === k);
       slider.value = k;
-      if (!has(sources.findIndex((input) => input.checked))) {
-        sources[shown.stored.findIndex((_, source) => has(source))].checked = true;
-      }
+      if (!has(chosen())) choose(shown.stored.findIndex((_, source) => has(source)));
       show();
     }),
   );

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import one_line_error, run
 from PIL import Image
 from selected_caches import PATCH, SIZE, write_selections
 
@@ -14,7 +15,7 @@ from oracles import patch_metrics as oracle
 from pipeline.annotations import CocoAnnotations
 from pipeline.console.progress import JsonLineProgress
 from pipeline.evaluation.patches import run_evaluate_patches
-from pipeline.evaluation.tables import format_table, read_groups, read_rows
+from pipeline.evaluation.tables import format_table, read_differences, read_groups, read_rows
 from pipeline.store import open_cache
 from stages.evaluate_patches import EvaluateConfig
 from stages.evaluation.rows import IMAGE_COLUMNS, MEASURES
@@ -117,6 +118,35 @@ def test_the_file_of_images_holds_what_masks_at_full_resolution_say(folder):
             expected = oracle.measures(pixels) | pixels
             for name in IMAGE_COLUMNS:
                 assert rows[key, "ranker", 0.5][name] == expected[name]
+
+
+def test_differences_from_a_chosen_selection_are_in_every_file(folder):
+    names = [f"of-{number}" for number in range(6)]
+    for seed, name in enumerate(names):
+        write_selections(folder / name, UNITS, seed)
+    chosen = [word for name in names for word in ("--selections", folder / name, "--label", name)]
+    words = ("evaluate", "patches", *chosen, "--annotations", folder / "instances.json",
+             "--random-draws", 2, "--bootstrap-draws", 20, "--out", folder / "out")  # fmt: skip
+    text, _ = run(*words, "--against", "of-3")
+    assert text == (folder / "out" / "evaluation.txt").read_text()
+    title = "all categories: each minus of-3, image by image"
+    assert text.count("minus") == text.count(title) == 1
+    page = (folder / "out" / "evaluation.md").read_text()
+    others = [name for name in names if name != "of-3"]
+    rows = read_differences(folder / "out")
+    stored = [(row.source, row.keep_ratio) for row in rows if row.source in names]
+    assert stored == [(name, ratio) for ratio in (0.25, 0.5) for name in others]
+    table = page.split(title)[1]
+    for row in rows:
+        if row.source in names:
+            assert f"| {row.keep_ratio:g} | {row.source} | {row['precision']:+.3f} [" in table
+    with (folder / "out" / "evaluation_differences.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["source"], float(line["iou_low"])) for line in lines] == [
+        (row.source, row["iou_low"]) for row in rows
+    ]
+    assert {line["reference"] for line in lines} == {"of-3"}
+    assert "did you mean of-" in one_line_error(*words, "--against", "off-3")
 
 
 def test_a_second_run_takes_the_counts_and_says_the_same(folder):

@@ -10,10 +10,14 @@ from scored_caches import QUIET
 
 from ltrp_core.errors import RequestError
 from ltrp_core.rankers import create_ranker, save_ranker
+from ltrp_core.selectors import SELECTORS, Selector, SelectorSpec
 from pipeline.report import read_cache_figures
 from pipeline.report.gather import ReportInputs, run_report
 from pipeline.store import open_cache
+from pipeline.units.run import run_select
+from pipeline.workers import InProcessPool
 from stages.report import ReportConfig
+from stages.select_patches import SelectConfig
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,37 @@ def test_the_page_has_every_section_and_exactly_what_select_stored(made, small_m
         for (_, best), chosen in zip(shown["stored"][0], card["stored"][0], strict=True):
             assert card["orders"][0][:best] == chosen[:best]
     assert "teacher&#39;s own tau-b 0.5" in text
+
+
+class LastPatches(Selector):
+    """Only chooses, and has no scores."""
+
+    def select(self, images, keys, keeps):
+        return [torch.arange(self.grid**2 - k, self.grid**2).expand(len(keys), -1) for k in keeps]
+
+
+def test_selections_of_any_kind_stand_side_by_side(made, small_mae, tmp_path, monkeypatch):
+    spec = SelectorSpec(make=lambda options: LastPatches(48, 8), help="")
+    monkeypatch.setitem(SELECTORS, "last", spec)
+    for name, ratios in (("last", (0.5,)), ("center", (0.25, 0.5)), ("border", (0.3,))):
+        config = SelectConfig(selector=name, keep_ratio=ratios, image_size=48, patch_size=8)
+        run_select(config, made.shards, tmp_path / name, InProcessPool(), QUIET)
+    folders = [made.selections, *(tmp_path / name for name in ("last", "center", "border"))]
+    report_of(made, small_mae, tmp_path / "report", selections=folders)
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+    tiles = re.findall(r"kept by <b>(.*?)</b>", text)
+    assert tiles == ["ranker", "last", "center (selected)", "border contrast (selected)"] * 6
+    shown = json.loads(re.findall(r'id="shown">(.*?)</script>', text, re.S)[0])
+    assert [[k for k, _ in own] for own in shown["stored"][:4]] == [
+        [9, 18, 27],
+        [18],
+        [9, 18],
+        [11],
+    ]
+    for card in shown["cards"]:
+        assert card["orders"][1] is None
+        assert sorted(card["stored"][1][0]) == list(range(18, 36))
+        assert all(len(card["orders"][place]) == 36 for place in (0, 2, 3))
 
 
 def test_a_cache_is_described_by_its_receipts_log_and_errors(made) -> None:

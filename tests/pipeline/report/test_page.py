@@ -6,15 +6,14 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import report_data as made
+from page_in_browser import CONTRAST, drawn, launched, opened
 from PIL import Image
 from report_data import GRID, HOSTILE, LENGTH, RATIOS, SIDE, homogeneous_count, kept_count
 
@@ -45,57 +44,21 @@ def index(report_data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on the path; on Debian: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["background-networking", "component-update", "sync"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)],
-        )
-        yield running
-        running.close()
+    yield from launched()
 
 
 @pytest.fixture
 def open_page(browser: Any, index: Path) -> Callable[..., Any]:
     """Opens the report; leaving fails on console errors, script errors and foreign requests."""
 
-    @contextmanager
-    def opened(*, path: Path = index, width: int = 1200, theme: str = "light") -> Iterator[Any]:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
-        )
-        page = context.new_page()
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(f"script: {error}"))
-        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
-        page.on("request", lambda request: problems.extend(foreign(request.url)))
-        page.goto(path.as_uri(), wait_until="load")
-        yield page
-        context.close()
-        assert problems == []
+    def of_path(*, path: Path = index, width: int = 1200, theme: str = "light") -> Any:
+        return opened(browser, path, width=width, theme=theme)
 
-    return opened
-
-
-def foreign(url: str) -> list[str]:
-    return [] if url.startswith(("file:", "data:")) else [f"requested: {url[:100]}"]
+    return of_path
 
 
 def shown_counts(page: Any) -> list[int]:
     return page.eval_on_selector_all("[data-card]", "cards => cards.map(c => +c.dataset.shown)")
-
-
-def drawn(page: Any, selector: str) -> list[list[int]]:
-    """Returns the patches whose squares the path of each card draws, ascending."""
-    paths = page.eval_on_selector_all(selector, "all => all.map(p => p.getAttribute('d') || '')")
-    found = [re.findall(r"M([\d.]+) ([\d.]+)h", path) for path in paths]
-    return [sorted(int(float(y)) * GRID + int(float(x)) for x, y in squares) for squares in found]
 
 
 def undimmed(page: Any) -> list[list[int]]:
@@ -223,29 +186,6 @@ def test_the_page_fits_and_is_drawn(open_page, width, theme) -> None:
     assert pixels.std() > 20
     ground = np.median(pixels[:, :4])
     assert (ground > 200) if theme == "light" else (ground < 60)
-
-
-CONTRAST = """() => {
-  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b]
-    .map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const color = parse(getComputedStyle(e).backgroundColor);
-      if (color.length === 3 || color[3] === 1) return color;
-    }
-    return [255, 255, 255];
-  };
-  const owners = [...document.querySelectorAll("body *")].filter((e) =>
-    e.checkVisibility({ visibilityProperty: true }) &&
-    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
-  return owners.map((e) => {
-    const pair = [parse(getComputedStyle(e).color), ground(e)].map(light).sort((a, b) => b - a);
-    return [(pair[0] + 0.05) / (pair[1] + 0.05), e.tagName + " " + e.textContent.slice(0, 40)];
-  }).filter(([ratio]) => ratio < 4.5);
-}"""
-"""Texts whose contrast is below what WCAG 2 asks for (level AA)."""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
