@@ -1,8 +1,7 @@
 """Mosaics with one class for a classifier and others that it does not name: docs/unbiased.md.
 
-    python studies/mosaics.py make photos/measure.tar --out mosaics \
+    python studies/mosaics.py photos/measure.tar --out mosaics \
         --weights efficientnet-lite0-57934424.pth
-    python studies/mosaics.py tables unbiased
 
 A mosaic is two to four photographs of different classes in one image. Cuts at random places make
 cells of unequal sizes; every photograph fills its cell, so there is no background, and what is not
@@ -27,7 +26,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +37,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ltrp_core.classifiers import FrozenClassifier, open_classifier
-from pipeline.evaluation.tables import read_rows
 from pipeline.inputs.images import EXTENSIONS
 from pipeline.inputs.keys import sample_key
-from stages.evaluation.rows import EvaluationRow
-from stages.evaluation.sources import TOP_ONLY
 
 PATH = click.Path(path_type=Path)
 SIDE = 224
@@ -107,12 +103,7 @@ class Mosaic(NamedTuple):
     """Whether the top photograph alone is of that class too; if not, its logit is the greatest"""
 
 
-@click.group()
-def cli() -> None:
-    """Mosaics of photographs, and what methods keep of them."""
-
-
-@cli.command()
+@click.command()
 @click.argument("tars", nargs=-1, required=True, type=PATH)
 @click.option("--out", required=True, type=PATH)
 @click.option("--count", default=300, show_default=True, help="of mosaics")
@@ -337,45 +328,5 @@ def runs(mask: NDArray[np.bool_]) -> list[int]:
     return [int(length) for length in np.diff([0, *changes, mask.size])]
 
 
-# ---- tables ----------------------------------------------------------------------------------
-
-
-@cli.command()
-@click.argument("run", type=PATH)
-@click.option("--measure", default="recall", show_default=True)
-def tables(run: Path, measure: str) -> None:
-    """Prints what each source keeps, of the evaluations of a run of `unbiased`, as Markdown."""
-    columns = {
-        "COCO, all": ("coco", "all"),
-        "learned": ("coco", "learned"),
-        "unseen": ("coco", "unseen"),
-        "mosaics, top": ("mosaics-top", "all"),
-        "other": ("mosaics-other", "all"),
-    }
-    found = {name: read_rows(run / stage, group) for name, (stage, group) in columns.items()}
-    for ratio in dict.fromkeys(row.keep_ratio for row in found["other"]):
-        at = {n: {r.source: r for r in rows if r.keep_ratio == ratio} for n, rows in found.items()}
-        click.echo(f"\n{ratio:.0%} of the patches kept, {measure}:\n")
-        for line in _table(at, measure):
-            click.echo(line)
-
-
-def _table(found: Mapping[str, Mapping[str, EvaluationRow]], measure: str) -> Iterator[str]:
-    """Yields the lines of a table, a row a source; what an evaluation lacks is left empty."""
-    yield f"| kept by | {' | '.join(found)} |"
-    yield "| --- |" + " --- |" * len(found)
-    for source in found["other"]:
-        if source.endswith(TOP_ONLY):
-            continue  # a run of `unbiased` keeps no homogeneous patches: it is the selection itself
-        figures = []
-        for rows in found.values():
-            if source not in rows:
-                figures.append("")
-                continue
-            value, low, high = (rows[source][measure + end] for end in ("", "_low", "_high"))
-            figures.append(f"{value:.3f} [{low:.3f} {high:.3f}]")
-        yield f"| {source} | {' | '.join(figures)} |"
-
-
 if __name__ == "__main__":
-    cli()
+    make()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ltrp_core.classifiers.normalization import Normalization
 from pipeline.evaluation.tables import read_rows
-from studies.mosaics import GROUPS, SIDE, Cell, cells, cli, fill_cell, find_top, runs
+from studies.mosaics import GROUPS, SIDE, Cell, cells, fill_cell, find_top, make, runs
 
 
 @pytest.mark.parametrize("many", [2, 3, 4])
@@ -124,15 +124,15 @@ def photographs(tmp_path):
     return tmp_path / "photographs.tar"
 
 
-def make(photographs, out, *more):
-    words = ["make", photographs, "--out", out, "--model", "timm:test_resnet"]
+def made(photographs, out, *more):
+    words = [photographs, "--out", out, "--model", "timm:test_resnet"]
     words += ["--weights", photographs.parent / "weights.safetensors", *more]
-    return CliRunner().invoke(cli, [str(word) for word in words])
+    return CliRunner().invoke(make, [str(word) for word in words])
 
 
 def test_mosaics_are_a_function_of_photographs_options_and_seed(photographs, tmp_path):
     for name, more in {"a": [], "b": [], "few": ["--count", 2], "c": ["--seed", 1]}.items():
-        found = make(photographs, tmp_path / name, *(["--count", 6, *more]))
+        found = made(photographs, tmp_path / name, *(["--count", 6, *more]))
         assert found.exit_code == 0, found.output
     contents = {
         name: [(tmp_path / name / file).read_bytes() for file in ("mosaics.tar", "other.json")]
@@ -149,7 +149,7 @@ def test_mosaics_are_a_function_of_photographs_options_and_seed(photographs, tmp
 
 
 def test_each_mosaic_has_one_top_photograph_and_others_of_other_classes(photographs, tmp_path):
-    assert make(photographs, tmp_path / "made", "--count", 12).exit_code == 0
+    assert made(photographs, tmp_path / "made", "--count", 12).exit_code == 0
     documents = {g: json.loads((tmp_path / "made" / f"{g}.json").read_text()) for g in GROUPS}
     names = {one["name"] for one in documents["all"]["categories"]}
     assert names <= {"ant", "bell", "cup", "drum", "Faces"}
@@ -166,14 +166,14 @@ def test_each_mosaic_has_one_top_photograph_and_others_of_other_classes(photogra
 
 
 def test_an_evaluation_reads_them(photographs, tmp_path):
-    made = tmp_path / "made"
-    assert make(photographs, made, "--count", 3).exit_code == 0
-    run("select", "--shards", made / "mosaics.tar", "--selector", "center", "--keep-ratio", 0.5,
+    folder = tmp_path / "made"
+    assert made(photographs, folder, "--count", 3).exit_code == 0
+    run("select", "--shards", folder / "mosaics.tar", "--selector", "center", "--keep-ratio", 0.5,
         "--homogeneous", 0, "--crop", "none", "--workers", 0, "--out", tmp_path / "at")  # fmt: skip
     found = {}
     for group in GROUPS:
         run("evaluate", "patches", "--selections", tmp_path / "at", "--foreground", "boxes",
-            "--annotations", made / f"{group}.json", "--out", tmp_path / group)  # fmt: skip
+            "--annotations", folder / f"{group}.json", "--out", tmp_path / group)  # fmt: skip
         found[group] = {row.source: row["recall"] for row in read_rows(tmp_path / group)}
     # Cells fill the mosaic, so half of it is half of all of them.
     assert found["all"]["random"] == pytest.approx(0.5)
@@ -182,6 +182,6 @@ def test_an_evaluation_reads_them(photographs, tmp_path):
 
 
 def test_too_few_classes_are_told(photographs, tmp_path):
-    found = make(photographs, tmp_path / "made", "--under", "elsewhere/")
+    found = made(photographs, tmp_path / "made", "--under", "elsewhere/")
     assert found.exit_code == 1
     assert "0 classes of photographs under 'elsewhere/'" in found.output
