@@ -11,16 +11,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Attention
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ltrp_core.attention import attention_weights
 from ltrp_core.errors import RequestError
+from ltrp_core.kept_tokens import token_grid
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.rankers import Ranker
 
+Watched = MaskedAutoencoder | Ranker | VisionTransformer
+"""A model whose heads can be watched; timm's are of a square grid."""
+
 
 @torch.no_grad()
-def attention_distances(model: MaskedAutoencoder | Ranker, images: Tensor) -> Tensor:
+def attention_distances(model: Watched, images: Tensor) -> Tensor:
     """Returns the mean attention distance of every head in px, float64 (layers, heads): Fig. 8.
 
     Method: over all L patches of an image, `D = mean over queries i of sum_j a_ij d_ij / sum_j
@@ -43,8 +49,9 @@ def attention_distances(model: MaskedAutoencoder | Ranker, images: Tensor) -> Te
     """
     if len(images) == 0:
         raise RequestError("attention distances need at least one image; got none")
-    length = model.grid**2
-    between = _distances(model.grid, model.patch_size).to(images.device)
+    grid, patch_size = _cut(model)
+    length = grid**2
+    between = _distances(grid, patch_size).to(images.device)
     prefix = _prefix_tokens(model)
     layers: list[Tensor] = []
 
@@ -67,7 +74,15 @@ def attention_distances(model: MaskedAutoencoder | Ranker, images: Tensor) -> Te
     return torch.stack(layers)
 
 
-def _attention_layers(model: MaskedAutoencoder | Ranker) -> list[Attention]:
+def _cut(model: Watched) -> tuple[int, int]:
+    """Returns g and p."""
+    if isinstance(model, VisionTransformer):
+        sizes = token_grid(model)
+        return sizes.grid[0], sizes.patch[0]
+    return model.grid, model.patch_size
+
+
+def _attention_layers(model: Watched) -> list[Attention]:
     seen: nn.Module = model.blocks if isinstance(model, MaskedAutoencoder) else model
     layers = [module for module in seen.modules() if isinstance(module, Attention)]
     if not layers or len({layer.num_heads for layer in layers}) > 1:
@@ -78,7 +93,7 @@ def _attention_layers(model: MaskedAutoencoder | Ranker) -> list[Attention]:
     return layers
 
 
-def _prefix_tokens(model: MaskedAutoencoder | Ranker) -> int:
+def _prefix_tokens(model: Watched) -> int:
     """Returns how many tokens before the patches are nowhere: the class token, registers."""
     for module in model.modules():
         own: Any = getattr(module, "num_prefix_tokens", None)
@@ -93,7 +108,7 @@ def _watched(layers: Sequence[Attention], look: Callable[[Tensor], None]) -> Ite
 
     def before(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, Attention)
-        look(_attention(layer, arguments[0]))
+        look(attention_weights(layer, arguments[0]))
 
     handles = [layer.register_forward_pre_hook(before) for layer in layers]
     try:
@@ -103,15 +118,6 @@ def _watched(layers: Sequence[Attention], look: Callable[[Tensor], None]) -> Ite
             handle.remove()
 
 
-def _attention(layer: Attention, tokens: Tensor) -> Tensor:
-    """Returns the attention of a timm layer to its `tokens` (B, N, D), float32 (B, heads, N, N)."""
-    batch, count, _ = tokens.shape
-    qkv = layer.qkv(tokens).reshape(batch, count, 3, layer.num_heads, -1)
-    queries, keys, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    queries, keys = layer.q_norm(queries), layer.k_norm(keys)
-    return (queries.float() * layer.scale @ keys.float().transpose(-2, -1)).softmax(dim=-1)
-
-
 def _distances(grid: int, patch_size: int) -> Tensor:
     """Returns the distances of patch centers in px, float64 (L, L)."""
     line = torch.arange(grid, dtype=torch.float64) * patch_size
@@ -119,7 +125,9 @@ def _distances(grid: int, patch_size: int) -> Tensor:
     return torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _name(model: MaskedAutoencoder | Ranker) -> str:
+def _name(model: Watched) -> str:
     if isinstance(model, MaskedAutoencoder):
         return "the masked autoencoder"
+    if isinstance(model, VisionTransformer):
+        return "the vision transformer"
     return f"ranker {model.config['name']!r}"

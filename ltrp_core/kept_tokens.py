@@ -67,14 +67,20 @@ def kept_output(vit: nn.Module, images: Tensor, kept: Tensor) -> Tensor:
     """
     model: Any = vit
     # In the grid's order, as the transformer has them.
-    tokens = _embed(model, images, kept.sort(dim=1).values)
+    tokens = embedded(model, images, kept.sort(dim=1).values)
     tokens = model.norm_pre(model.patch_drop(tokens))
     output: Tensor = model.forward_head(model.norm(model.blocks(tokens)))
     return output
 
 
-def _embed(vit: Any, images: Tensor, kept: Tensor) -> Tensor:
-    """Returns prefix tokens and the embedded patches `kept` (B, k), with their positions."""
+def embedded(vit: Any, images: Tensor, kept: Tensor) -> Tensor:
+    """Returns prefix tokens and the embedded patches `kept` (B, k), with their positions.
+
+    Args:
+        vit: one of those that `token_grid` knows.
+        images: of a floating type, (B, 3, g*p, g*p), normalized as the transformer wants them.
+        kept: int64 (B, k).
+    """
     projection = vit.patch_embed.proj
     grid, patch_size = vit.patch_embed.grid_size[0], projection.stride[0]
     rows = patchify(model_images(images, grid, patch_size, projection.weight.dtype), patch_size)
@@ -93,5 +99,5 @@ def _embed(vit: Any, images: Tensor, kept: Tensor) -> Tensor:
         positioned = torch.cat([first, tokens], dim=1)
     else:
         positioned = torch.cat([*prefix, tokens], dim=1)
-    embedded: Tensor = vit.pos_drop(positioned)
-    return embedded
+    found: Tensor = vit.pos_drop(positioned)
+    return found

@@ -5,23 +5,20 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.kept_tokens import kept_output, token_grid
-from ltrp_core.linear import frozen_weights, use_fast_linears
+from ltrp_core.linear import use_fast_linears
 from ltrp_core.patches import model_images, patchify
-from ltrp_core.precision import float32_kept
 from ltrp_core.rankers import Ranker
+from ltrp_core.rankers.ranking import rank_images
 from ltrp_core.selection import num_kept, select_patches
-
-_AT_ONCE = {"cpu": 1}
-_AT_ONCE_ELSEWHERE = 32
-"""Images that the ranker sees together. It is constant, for the number of rows decides how a matrix
-product is summed up, and scores would depend on the batch. On a CPU one image keeps all cores busy;
-an accelerator would idle."""
+from ltrp_core.selectors.base import Selector
 
 
 class LTRPSelector(nn.Module):
@@ -78,31 +75,6 @@ class LTRPSelector(nn.Module):
         return select_patches(scores, count, patches=patches, homogeneous=self.homogeneous)
 
 
-@torch.no_grad()
-def rank_images(ranker: Ranker, images: Tensor) -> Tensor:
-    """Returns the ranker scores, float32 (B, L), each as if its image had been alone.
-
-    The ranker always sees the same number of images together, the last group filled up with its
-    first image: one on a CPU, 32 elsewhere.
-
-    Args:
-        ranker: in evaluation mode, on the device of `images`.
-        images: of a floating type, (B, 3, g*p, g*p), normalized; B may be 0.
-
-    Raises:
-        RequestError: another shape.
-    """
-    at_once = _AT_ONCE.get(images.device.type, _AT_ONCE_ELSEWHERE)
-    images = model_images(images, ranker.grid, ranker.patch_size, ranker.dtype)
-    scores = [torch.empty((0, ranker.grid**2), device=images.device)]
-    with frozen_weights(), float32_kept():
-        for group in images.split(at_once) if len(images) else ():
-            missing = at_once - len(group)
-            filled = torch.cat([group, group[:1].expand(missing, -1, -1, -1)]) if missing else group
-            scores.append(ranker(filled)[: len(group)].float())
-    return torch.cat(scores)
-
-
 class SelectedPatches(nn.Module):
     """A timm vision transformer that is given only the kept patches, each with its true position.
 
@@ -110,12 +82,15 @@ class SelectedPatches(nn.Module):
     usual, the selector does not.
     """
 
-    def __init__(self, vit: VisionTransformer, selector: LTRPSelector, keep: int | float) -> None:
+    def __init__(
+        self, vit: VisionTransformer, selector: LTRPSelector | Selector, keep: int | float
+    ) -> None:
         """Keeps `vit` and `selector` as they are.
 
         Args:
             vit: with learned or fixed absolute positions, of the selector's grid and patch size.
-            selector: which patches.
+            selector: which patches: an `LTRPSelector`, or any of `ltrp_core.selectors`, whose
+                network does not become a part of this module.
             keep: as `LTRPSelector` takes it.
 
         Raises:
@@ -128,16 +103,33 @@ class SelectedPatches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns the transformer's output, (B, classes), of images (B, 3, g*p, g*p).
 
-        The images are normalized as the ranker's: by ImageNet's mean and standard deviation.
+        The images are normalized as the ranker's: by ImageNet's mean and standard deviation. A
+        selector that draws does so by the content of an image.
         """
-        return kept_output(self.vit, images, self.selector(images, self.keep))
+        return kept_output(self.vit, images, self._kept(images))
+
+    def _kept(self, images: Tensor) -> Tensor:
+        if isinstance(self.selector, LTRPSelector):
+            kept: Tensor = self.selector(images, self.keep)
+            return kept
+        length = self.selector.grid**2
+        count = num_kept(self.keep, length) if isinstance(self.keep, float) else self.keep
+        with torch.no_grad():
+            return self.selector.select(images, _content_keys(images), [count])[0]
 
 
-def _check_fits(vit: nn.Module, selector: LTRPSelector) -> None:
-    theirs, ranker = token_grid(vit), selector.ranker
-    if not theirs.is_of(ranker.grid, ranker.patch_size):
-        grid, size = ranker.grid, ranker.patch_size
+def _content_keys(images: Tensor) -> list[str]:
+    """Returns a key for each image that depends on nothing but its values."""
+    contents = images.detach().float().cpu().contiguous().numpy()
+    return [hashlib.sha256(content.tobytes()).hexdigest() for content in contents]
+
+
+def _check_fits(vit: nn.Module, selector: LTRPSelector | Selector) -> None:
+    theirs = token_grid(vit)
+    own = selector.ranker if isinstance(selector, LTRPSelector) else selector
+    if not theirs.is_of(own.grid, own.patch_size):
         raise RequestError(
-            f"the transformer has {theirs}, the ranker {grid} x {grid} of {size} x {size} px; "
-            "load the ranker for its grid: load_ranker(..., grid=)"
+            f"the transformer has {theirs}, the selector {own.grid} x {own.grid} of "
+            f"{own.patch_size} x {own.patch_size} px; take both of one grid: "
+            "load_ranker(..., grid=), create_selector(..., grid=)"
         )

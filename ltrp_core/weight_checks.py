@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,41 @@ def check_finite(source: str | os.PathLike[str], state: Mapping[str, Tensor]) ->
         )
 
 
+def check_same(
+    name: str, path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> None:
+    """Checks that a file has the parameters of a model, no more and no less.
+
+    Args:
+        name: what the model is called.
+        path: of the file.
+        wanted: parameters of the model.
+        found: parameters of the file.
+
+    Raises:
+        CheckpointError: it has not; names the first ones.
+    """
+    others = [
+        f"{key} is {tuple(found[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    faults = [
+        f"{len(keys)} {words} ({listed(keys)})"
+        for words, keys in (
+            ("missing", _without(wanted, found)),
+            ("unknown", _without(found, wanted)),
+            ("of another shape", others),
+        )
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{path} is not of {name}: of its parameters {'; '.join(faults)}; pass the model that "
+            "the file was written from"
+        )
+
+
 def not_finite(state: Any, name: str = "") -> list[str]:
     """Returns the names of the tensors in nested mappings and lists that hold an inf or a nan."""
     if isinstance(state, Tensor):
@@ -47,3 +83,7 @@ def listed(keys: Iterable[str]) -> str:
     keys = list(keys)
     more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
     return ", ".join(keys[:_SHOWN_KEYS]) + more
+
+
+def _without(these: Collection[str], those: Collection[str]) -> list[str]:
+    return [key for key in these if key not in those]

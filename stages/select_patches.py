@@ -21,7 +21,7 @@ from ltrp_core.selectors import (
     create_selector,
     selector_spec,
 )
-from ltrp_core.selectors.base import PATCH_SIZE
+from ltrp_core.selectors.base import HOMOGENEOUS, PATCH_SIZE, check_options
 from ltrp_core.views import Crop, normalize, render_view
 from stages.devices import resolve_device
 from stages.named_weights import as_texts
@@ -44,6 +44,7 @@ from stages.selectors import (
 from stages.types import PLAIN_SCORE, SelectRun
 from stages.weights import check_same_file
 
+_ITS_OWN = -1.0
 _SHORTHANDS = ("ranker", "teacher", "baseline", "selector")
 
 
@@ -54,8 +55,19 @@ class SelectConfig:
     selector: str = option("", names=names, absent="", help="what chooses the patches")
     weights: str = option(
         "",
-        help="of --selector, where it has any: a file, a folder, hf-hub:ID",
+        help="of --selector, where it has any: a file, a folder, hf-hub:ID, timm:NAME (its own)",
         changes_numbers=False,
+    )
+    model: str = option(
+        "",
+        absent="",
+        help="timm:NAME, the architecture of a file of --weights, of selectors that take several",
+    )
+    faithful: bool = option(
+        False,
+        absent=False,
+        help="choose by the rule of the code that the LTRP authors compared with, where ours "
+        "corrects it (docs/selectors.md)",
     )
     ranker: str = option(
         "",
@@ -78,7 +90,11 @@ class SelectConfig:
         (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"
     )
     homogeneous: float = option(
-        0.2, low=0.0, high=1.0, help="share of the kept from homogeneous regions (Tab. 1e)"
+        _ITS_OWN,
+        low=_ITS_OWN,
+        high=1.0,
+        help="share of the kept from homogeneous regions (Tab. 1e); -1: 0.2, and 0 of the methods "
+        "of other papers",
     )
     prior: tuple[str, ...] = option(
         (),
@@ -120,15 +136,30 @@ class SelectConfig:
         if self.weights and not self.selector:
             raise RequestError(f"--{given[0]} names its weights itself; leave --weights out")
         self._check_weights()
+        self._settle_homogeneous()
         # One form whatever the order and the spelling: it is part of the run's identity.
         object.__setattr__(self, "prior", as_texts(prior_weights(self.prior)))
 
     def _check_weights(self) -> None:
-        takes = self.method == TEACHER or selector_spec(self.method).weights_file is not None
-        if takes and not self.source:
-            raise RequestError(f"--selector {self.method} needs --weights")
-        if self.source and not takes:
-            raise RequestError(f"--selector {self.method} has no weights; leave --weights out")
+        if self.method != TEACHER:
+            options = SelectorOptions(weights=self.source, model=self.model, faithful=self.faithful)
+            check_options(self.method, selector_spec(self.method), options)
+        elif not self.source:
+            raise RequestError("--selector teacher needs --weights, a cache of `score`")
+        elif self.model or self.faithful:
+            raise RequestError("--teacher has neither --model nor --faithful; leave them out")
+
+    def _settle_homogeneous(self) -> None:
+        """Puts the selector's own share in the place of -1: it is part of the run's identity."""
+        if self.homogeneous == _ITS_OWN:
+            spec = None if self.method == TEACHER else selector_spec(self.method)
+            keeps = spec is None or spec.keeps_homogeneous
+            object.__setattr__(self, "homogeneous", HOMOGENEOUS if keeps else 0.0)
+        elif self.homogeneous < 0:
+            raise RequestError(
+                f"--homogeneous is {self.homogeneous}, out of range 0.0 .. 1.0; -1 is the "
+                "selector's own"
+            )
 
     @property
     def method(self) -> str:
@@ -159,6 +190,8 @@ def open_selector(config: SelectConfig, open_teacher: OpenTeacher | None, device
     if config.method != TEACHER:
         options = SelectorOptions(
             weights=config.source,
+            model=config.model,
+            faithful=config.faithful,
             image_size=config.image_size,
             patch_size=config.patch_size,
             homogeneous=config.homogeneous,

@@ -18,8 +18,8 @@ NOT_FILLED = "none"
 """The filling of a transformer that is given the kept patches alone."""
 _AT_ONCE = {"cpu": 1}
 _AT_ONCE_ELSEWHERE = 32
-"""Images that the model sees together: constant, as in `ltrp_core.selector`. The number of rows
-decides how products are summed up, and figures would depend on the batch."""
+"""Images that the model sees together: constant, as in `ltrp_core.rankers.ranking`. The number of
+rows decides how products are summed up, and figures would depend on the batch."""
 
 
 class FrozenClassifier:

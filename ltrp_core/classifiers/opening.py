@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ltrp_core.classifiers.efficientnet_names import LITE_NORMALIZATION, is_lite, timm_names
 from ltrp_core.classifiers.model import FrozenClassifier
@@ -16,7 +16,7 @@ from ltrp_core.classifiers.normalization import NORMALIZATIONS, Normalization
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, first_line, unknown_name
 from ltrp_core.mae.files import read_file
-from ltrp_core.weight_checks import check_finite, listed
+from ltrp_core.weight_checks import check_finite, check_same
 
 TIMM = "timm:"
 DECLARED = "declared"
@@ -50,19 +50,9 @@ def open_classifier(
         CheckpointError: weights that cannot be read or had, or are of another model.
         RequestError: no such model or normalization.
     """
-    entry = _entry_of(name)
     if normalization not in normalization_names():
         raise unknown_name("normalization", normalization, normalization_names())
-    declared = Normalization.of_shares(
-        entry.get("mean") or IMAGENET_MEAN, entry.get("std") or IMAGENET_STD
-    )
-    origin = f"timm's entry of {name.removeprefix(TIMM)}"
-    if weights:
-        model, form = _from_file(name, entry, Path(weights).expanduser())
-        if form is not None:
-            declared, origin = form, "the form of the file's names"
-    else:
-        model = _from_hub(name)
+    model, declared, origin = open_model(name, weights)
     if normalization != DECLARED:
         declared, origin = NORMALIZATIONS[normalization], f"--normalization {normalization}"
     return FrozenClassifier(
@@ -75,12 +65,50 @@ def open_classifier(
     )
 
 
-def _entry_of(name: str) -> Mapping[str, Any]:
-    """Returns what timm declares of a model and its pretrained weights."""
+class OpenedModel(NamedTuple):
+    """A model of timm's with trained weights."""
+
+    model: nn.Module
+    normalization: Normalization
+    """Of its pixels"""
+    origin: str
+    """Who declared that normalization, in words"""
+
+
+def open_model(name: str, weights: str = "") -> OpenedModel:
+    """Returns a model of timm's by name, with its pretrained weights or those of a file.
+
+    Args:
+        name: as `open_classifier` takes it.
+        weights: as `open_classifier` takes it.
+
+    Raises:
+        CheckpointError: weights that cannot be read or had, or are of another model.
+        RequestError: no such model.
+    """
+    entry = timm_entry(name)
+    declared = Normalization.of_shares(
+        entry.get("mean") or IMAGENET_MEAN, entry.get("std") or IMAGENET_STD
+    )
+    origin = f"timm's entry of {name.removeprefix(TIMM)}"
+    if not weights:
+        return OpenedModel(_from_hub(name), declared, origin)
+    model, form = _from_file(name, entry, Path(weights).expanduser())
+    if form is not None:
+        declared, origin = form, "the form of the file's names"
+    return OpenedModel(model, declared, origin)
+
+
+def timm_entry(name: str) -> Mapping[str, Any]:
+    """Returns what timm declares of `timm:NAME` and its pretrained weights.
+
+    Raises:
+        RequestError: it has no such model, or no such weights of it.
+    """
     called = name.removeprefix(TIMM)
     if called == name:
         raise RequestError(
-            f"--frozen {name!r} is no classifier; pass timm:NAME, and with --weights FILE the "
+            f"{name!r} is no model of timm; pass timm:NAME, and with --weights FILE the "
             "file of its parameters"
         )
     base, _, tag = called.partition(".")
@@ -120,40 +148,7 @@ def _from_file(
     last = state.get(f"{head}.weight") if isinstance(head, str) else None
     sizes: dict[str, Any] = {} if last is None or not last.ndim else {"num_classes": len(last)}
     model: nn.Module = timm.create_model(name.removeprefix(TIMM), **sizes)
-    _check_same(name, path, model.state_dict(), state)
+    check_same(name, path, model.state_dict(), state)
     check_finite(path, state)
     model.load_state_dict(state)
     return model, form
-
-
-def _check_same(
-    name: str, path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> None:
-    """Checks that a file has the parameters of a model, no more and no less.
-
-    Raises:
-        CheckpointError: it has not; names the first ones.
-    """
-    others = [
-        f"{key} is {tuple(found[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    faults = [
-        f"{len(keys)} {words} ({listed(keys)})"
-        for words, keys in (
-            ("missing", _without(wanted, found)),
-            ("unknown", _without(found, wanted)),
-            ("of another shape", others),
-        )
-        if keys
-    ]
-    if faults:
-        raise CheckpointError(
-            f"{path} is not of {name}: of its parameters {'; '.join(faults)}; pass the model that "
-            "the file was written from"
-        )
-
-
-def _without(these: Collection[str], those: Collection[str]) -> list[str]:
-    return [key for key in these if key not in those]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -86,12 +86,13 @@ def find_weights(path: Path) -> Path:
     )
 
 
-def read_file(path: Path, advice: str = "") -> WeightsFile:
+def read_file(path: Path, advice: str = "", wrapped_as: Sequence[str] = _WRAPPED_AS) -> WeightsFile:
     """Returns what the weights file at `path` holds, safetensors or torch's own, nothing executed.
 
     Args:
         path: of the file.
         advice: what to do where it holds no parameters; empty: where a MAE's are to be had.
+        wrapped_as: keys that the parameters may lie under, the first one that is there.
 
     Raises:
         CheckpointError: unreadable, empty, damaged, asking to run code, or without parameters.
@@ -106,7 +107,7 @@ def read_file(path: Path, advice: str = "") -> WeightsFile:
     # Eight bytes of length, then JSON; neither of torch's two formats has a brace there.
     if path.suffix == ".safetensors" or head[8:] == b"{":
         return _read_safetensors(path)
-    return _read_torch(path, advice or where_to_get())
+    return _read_torch(path, advice or where_to_get(), wrapped_as)
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
@@ -118,7 +119,12 @@ def _read_safetensors(path: Path) -> WeightsFile:
         raise _unreadable(path, error) from error
 
 
-def _read_torch(path: Path, advice: str) -> WeightsFile:
+def read_pickled(path: Path) -> Mapping[str, Any]:
+    """Returns the dict that `torch.save` wrote, nothing executed; empty where it is something else.
+
+    Raises:
+        CheckpointError: unreadable, damaged, or asking to run code.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -130,8 +136,12 @@ def _read_torch(path: Path, advice: str) -> WeightsFile:
             f"{path} was not loaded: it asks to run {refused[1]}, which weights never need; if you "
             "trust it, save torch.load(...)['model'] alone with torch.save and pass that"
         ) from error
-    fields = content if isinstance(content, Mapping) else {}
-    wrapped = next((fields[key] for key in _WRAPPED_AS if key in fields), None)
+    return content if isinstance(content, Mapping) else {}
+
+
+def _read_torch(path: Path, advice: str, wrapped_as: Sequence[str]) -> WeightsFile:
+    fields = read_pickled(path)
+    wrapped = next((fields[key] for key in wrapped_as if key in fields), None)
     state = (fields or None) if wrapped is None else wrapped
     if not isinstance(state, Mapping) or not all(_is_entry(item) for item in state.items()):
         raise CheckpointError(

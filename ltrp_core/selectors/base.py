@@ -23,6 +23,10 @@ from ltrp_core.selection import select_patches_at
 ENTRY_POINTS = "ltrp_pipeline.selectors"
 IMAGE_SIZE, PATCH_SIZE = 224, 16
 """Pixels, of a selector that has none of its own: the paper's."""
+HOMOGENEOUS = 0.2
+"""Share of the kept that stands for homogeneous regions: the paper's."""
+UNTRAINED = "random"
+"""The `weights` of a network as it is before training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +34,19 @@ class SelectorOptions:
     """What a selector is made with."""
 
     weights: str = ""
-    """A file, a folder or a hub id, of a method that has weights"""
+    """A file, a folder or a hub id, of a method that has weights; `random`: untrained ones"""
+    model: str = ""
+    """`timm:NAME`, the architecture of `weights`, of a method that takes any; empty: its own"""
     image_size: int = 0
     """Side of the images in px; 0: the method's own, else 224"""
     patch_size: int = 0
     """In px; 0: the method's own, else 16"""
-    homogeneous: float = 0.2
+    homogeneous: float = HOMOGENEOUS
     """Share of the kept from homogeneous regions (Tab. 1e), of a method that scores patches"""
     seed: int = 0
-    """Of methods that draw"""
+    """Of methods that draw, and of untrained weights"""
+    faithful: bool = False
+    """Choose by the rule of the code that the LTRP authors compared with, where ours corrects it"""
     device: str = "cpu"
 
 
@@ -77,6 +85,20 @@ class Selector(ABC):
             keys: (B,) of the samples, for methods that draw.
             keeps: each from 1 to L.
         """
+
+
+def check_keeps(keeps: Sequence[int], length: int) -> None:
+    """Checks the k of a selection of L patches.
+
+    Raises:
+        RequestError: one is not from 1 to L.
+    """
+    for keep in keeps:
+        if not 1 <= keep <= length:
+            raise RequestError(
+                f"k out of range: k must be from 1 to L = {length}; got {keep}. "
+                "Use num_kept() to turn a ratio into k."
+            )
 
 
 class ScoreSelector(Selector):
@@ -121,6 +143,20 @@ class SelectorSpec:
     """Of `weights`, the file whose sha256 says which weights they are; None: it has none"""
     assumes: str = ""
     """Of one that may be a prior: what that assumes, and where it hurts; see `Priors`"""
+    paper: str = ""
+    """Where the method is from"""
+    uses_labels: bool = False
+    """Whether its weights, as its paper has them, were trained with labels"""
+    has_scores: bool = True
+    """Whether every patch has a score that does not depend on k"""
+    takes: str = ""
+    """In words, the weights it takes; empty: none"""
+    model: str = ""
+    """`timm:NAME`, the architecture of a method that takes others, too; empty: it has one only"""
+    faithful: str = ""
+    """What `faithful` chooses by; empty: there is no such rule that keeps k distinct patches"""
+    keeps_homogeneous: bool = True
+    """Whether a share of the kept stands for homogeneous regions, unless it is told otherwise"""
 
 
 SELECTORS: dict[str, SelectorSpec] = {}
@@ -158,24 +194,78 @@ def selector_spec(name: str) -> SelectorSpec:
     return spec
 
 
-def create_selector(name: str, options: SelectorOptions | None = None) -> Selector:
-    """Returns a selector by its name, on `options.device`.
+def create_selector(
+    name: str,
+    options: SelectorOptions | None = None,
+    *,
+    weights: str = "",
+    model: str = "",
+    grid: int = 0,
+    patch_size: int = 0,
+    homogeneous: float | None = None,
+    seed: int = 0,
+    faithful: bool = False,
+    device: str = "cpu",
+) -> Selector:
+    """Returns a selector by its name, on a device.
+
+    Args:
+        name: one of `selector_names()`.
+        options: all that follows in one object; then nothing else is given.
+        weights: a file, a folder, a hub id, `timm:NAME` or `random` (untrained), of a method that
+            has weights.
+        model: `timm:NAME`, the architecture of a file of weights; empty: the method's own.
+        grid: g, patches along a side; 0: the method's own, else 14.
+        patch_size: p in px; 0: the method's own, else 16.
+        homogeneous: share of the kept from homogeneous regions, of a method that scores patches;
+            None: 0.2 (Tab. 1e) of LTRP's own, 0 of methods of other papers.
+        seed: of methods that draw.
+        faithful: choose by the rule of the code that the LTRP authors compared with.
+        device: where it computes.
 
     Raises:
         CheckpointError: its weights cannot be used.
         RequestError: no such selector, or options that do not fit it.
 
-    >>> selector = create_selector("center", SelectorOptions(image_size=48, homogeneous=0.0))
+    >>> selector = create_selector("center", grid=3, homogeneous=0.0)
     >>> selector.select(torch.zeros(1, 3, 48, 48), ["a"], [1])
     [tensor([[4]])]
     """
-    options = options or SelectorOptions()
     spec = selector_spec(name)
+    if options is None:
+        own = HOMOGENEOUS if spec.keeps_homogeneous else 0.0
+        options = SelectorOptions(
+            weights=weights,
+            model=model,
+            image_size=grid * (patch_size or PATCH_SIZE),
+            patch_size=patch_size,
+            homogeneous=own if homogeneous is None else homogeneous,
+            seed=seed,
+            faithful=faithful,
+            device=device,
+        )
+    check_options(name, spec, options)
+    return spec.make(options)
+
+
+def check_options(name: str, spec: SelectorSpec, options: SelectorOptions) -> None:
+    """Checks that a selector takes what is asked of it.
+
+    Raises:
+        RequestError: it has no weights, needs some, or has no such option.
+    """
     if options.weights and spec.weights_file is None:
         raise RequestError(f"selector {name!r} has no weights; leave --weights out")
     if not options.weights and spec.weights_file is not None:
-        raise RequestError(f"selector {name!r} needs weights; pass them as --weights")
-    return spec.make(options)
+        takes = f": {spec.takes}" if spec.takes else ""
+        raise RequestError(f"selector {name!r} needs weights; pass them as --weights{takes}")
+    if options.model and not spec.model:
+        raise RequestError(f"selector {name!r} has one architecture; leave --model out")
+    if options.faithful and not spec.faithful:
+        raise RequestError(
+            f"selector {name!r} has no other rule that keeps k distinct patches; "
+            "leave --faithful out"
+        )
 
 
 def _entry_points() -> dict[str, EntryPoint]:

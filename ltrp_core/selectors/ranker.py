@@ -11,7 +11,7 @@ from ltrp_core.errors import RequestError
 from ltrp_core.linear import use_fast_linears
 from ltrp_core.rankers import Ranker, load_ranker, locate_ranker
 from ltrp_core.rankers.folder import WEIGHTS
-from ltrp_core.selector import rank_images
+from ltrp_core.rankers.ranking import rank_images
 from ltrp_core.selectors.base import ScoreSelector, SelectorOptions, SelectorSpec
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_MAE
+from timm.models.vision_transformer import VisionTransformer
 
 from ltrp_core.attention_distance import attention_distances
 from ltrp_core.errors import RequestError
@@ -66,6 +67,17 @@ def test_a_ranker_without_plain_attention_is_refused(name) -> None:
     ranker = create_ranker(name, grid=14).eval()
     with pytest.raises(RequestError, match="plain"):
         attention_distances(ranker, torch.zeros(1, 3, 224, 224))
+
+
+@torch.no_grad()
+def test_a_transformer_of_timms_is_watched_as_a_ranker_is(images) -> None:
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=0
+    ).eval()
+    tokens = [vit._pos_embed(vit.patch_embed(image[None])) for image in images]
+    expected = oracle.attention_distances(tokens, vit.blocks, 6, 8)
+    assert np.allclose(attention_distances(vit, images).numpy(), expected, rtol=1e-5)
 
 
 def test_no_image_is_refused(mae) -> None:

@@ -19,9 +19,10 @@ from ltrp_core.precision import (
     needs_gpu,
 )
 from ltrp_core.rankers import load_ranker
+from ltrp_core.rankers.ranking import rank_images
 from ltrp_core.ranking_metrics import kendall_tau_b
 from ltrp_core.scoring import PHASES, REGIONS, leave_one_out_scores
-from ltrp_core.selector import LTRPSelector, rank_images
+from ltrp_core.selector import LTRPSelector
 
 
 @pytest.fixture(scope="module")

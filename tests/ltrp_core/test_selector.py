@@ -9,10 +9,12 @@ import torch
 
 from ltrp_core import LTRPSelector, SelectedPatches
 from ltrp_core.errors import RequestError
+from ltrp_core.kept_tokens import kept_output
 from ltrp_core.patches import patchify
 from ltrp_core.rankers import create_ranker
+from ltrp_core.rankers.ranking import rank_images
 from ltrp_core.selection import select_patches, select_patches_at
-from ltrp_core.selector import rank_images
+from ltrp_core.selectors import create_selector
 
 SIZE, PATCH, GRID = 64, 16, 4
 
@@ -63,7 +65,7 @@ def test_a_selection_does_not_depend_on_the_images_beside_it(ranker, images):
 
 def test_ranking_in_filled_groups_gives_the_scores_of_each_image(ranker, images, monkeypatch):
     alone = rank_images(ranker, images)
-    monkeypatch.setattr("ltrp_core.selector._AT_ONCE", {"cpu": 2})
+    monkeypatch.setattr("ltrp_core.rankers.ranking._AT_ONCE", {"cpu": 2})
     torch.testing.assert_close(rank_images(ranker, images), alone)
 
 
@@ -105,9 +107,25 @@ def test_kept_patches_have_their_true_positions(ranker, images):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["center", "random", "dpc-knn"])
+def test_any_selector_can_choose_what_a_transformer_sees(name, images):
+    vit = make_vit()
+    selector = create_selector(name, grid=GRID, patch_size=PATCH)
+    model = SelectedPatches(vit, selector, 0.5)
+    found = model(images)
+    for image, one in zip(images, found, strict=True):
+        torch.testing.assert_close(model(image[None])[0], one, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(SelectedPatches(vit, selector, 1.0)(images), vit(images),
+                               atol=1e-5, rtol=1e-5)  # fmt: skip
+    if name == "center":
+        kept = selector.select(images, ["", "", ""], [GRID**2 // 2])[0]
+        torch.testing.assert_close(found, kept_output(vit, images, kept), atol=1e-6, rtol=1e-6)
+
+
 def test_what_does_not_fit_is_refused(ranker):
     other = timm.create_model("vit_tiny_patch16_224", img_size=96)
-    with pytest.raises(RequestError, match="load the ranker for its grid"):
+    with pytest.raises(RequestError, match="take both of one grid: load_ranker"):
         SelectedPatches(other, LTRPSelector(ranker), 0.5)
     with pytest.raises(RequestError, match="ResNet cannot be given some patches"):
         SelectedPatches(timm.create_model("resnet10t"), LTRPSelector(ranker), 0.5)

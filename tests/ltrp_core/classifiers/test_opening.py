@@ -105,7 +105,7 @@ def test_a_file_runs_no_code_and_a_folder_is_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("weights.pth", "no classifier; pass timm:NAME, and with --weights FILE"),
+        ("weights.pth", "no model of timm; pass timm:NAME, and with --weights FILE"),
         ("timm:vit_smal_patch16_224", "did you mean vit_small_patch16_224"),
         ("timm:hf-hub:someone/something", "unknown model of timm"),
         ("timm:resnet50.a1_in2k", "unknown weights of resnet50 'a1_in2k'; did you mean a1_in1k"),

@@ -23,14 +23,18 @@ OPTIONS = SelectorOptions(image_size=48, patch_size=8)
 KEYS = ["a", "b", "c"]
 
 
+WEIGHTS = {"ranker": "ranker_tiny", "border-features": "mae_tiny"}
+LARGE = [name for name, spec in SELECTORS.items() if spec.weights_file and name not in WEIGHTS]
+"""Networks of full size, whose small ones test_methods.py asks more."""
+
+
 def make(name: str) -> Selector:
-    weights = {"ranker": "ranker_tiny", "border-features": "mae_tiny"}
-    if name in weights:
-        return create_selector(name, SelectorOptions(weights=weights[name]))
+    if name in WEIGHTS:
+        return create_selector(name, weights=WEIGHTS[name])
     return create_selector(name, OPTIONS)
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", [name for name in SELECTORS if name not in LARGE])
 def test_every_selector_keeps_k_distinct_patches_and_looks_at_one_image_at_a_time(name) -> None:
     selector = make(name)
     side = selector.image_size
@@ -48,6 +52,21 @@ def test_every_selector_keeps_k_distinct_patches_and_looks_at_one_image_at_a_tim
     if isinstance(selector, ScoreSelector):
         again = selector.keep(selector.scores(images, KEYS), images, keeps)
         assert [kept.tolist() for kept in again] == [kept.tolist() for kept in both]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_method_with_a_network_takes_the_papers_views_and_keeps_by_score_alone(name) -> None:
+    selector = create_selector(name, weights="random", grid=14, patch_size=16, seed=3)
+    assert (selector.grid, selector.image_size) == (14, 224)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    few, every = selector.select(images, ["a"], [49, 196])
+    assert len(set(few[0].tolist())) == 49
+    assert sorted(every[0].tolist()) == list(range(196))
+    assert isinstance(selector, ScoreSelector) == selector_spec(name).has_scores
+    if isinstance(selector, ScoreSelector):
+        assert selector.homogeneous == 0.0
+        best = selector.scores(images, ["a"]).argsort(dim=1, descending=True, stable=True)
+        assert torch.equal(few, best[:, :49])
 
 
 @pytest.mark.parametrize(
