@@ -137,12 +137,38 @@ def test_a_file_of_another_form_is_refused(tmp_path):
 
 def test_every_recipe_can_be_run(shards, tmp_path):
     """All options of all stages are checked before the first is run."""
-    assert recipes() == ["eight_gpus", "laptop", "paper", "tiny", "tiny_l1"]
+    assert recipes() == ["eight_gpus", "laptop", "paper", "tiny", "tiny_l1", "unbiased"]
+    asked = ("coco.annotations", "mosaics-top.annotations", "mosaics-other.annotations")
+    (tmp_path / "file").write_text("{}")
+    given = {
+        "unbiased": [
+            word
+            for name in (*asked, "grad-cam.weights")
+            for word in ("--set", f"{name}={tmp_path / 'file'}")
+        ]
+    }
     for name in recipes():
-        out, _ = run("run", name, "--dry-run", "--set", f"shards={shards}")
+        more = given.get(name, [])
+        out, _ = run("run", name, "--dry-run", "--set", f"shards={shards}", *more)
         commands = [line for line in out.splitlines() if line.startswith("  ltrp-pipeline ")]
-        assert len(commands) == len(read_config(name).sections) >= 2
+        changes = [f"shards={shards}", *more[1::2]]
+        assert len(commands) == len(read_config(name, changes).sections) >= 2
         assert all("--out run/" in line for line in commands)
+
+
+def test_a_recipe_is_found_beside_the_output_that_has_its_name(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--dry-run", "--set", f"shards={shards}", "--set", "out=tiny")
+    first = run("run", "tiny", *options)
+    (tmp_path / "tiny").mkdir()
+    assert run("run", "tiny", *options) == first
+
+
+def test_what_a_recipe_leaves_open_is_told_in_one_line():
+    assert one_line_error("run", "unbiased", "--dry-run").endswith(
+        "recipe unbiased: not given: shards, grad-cam.weights, coco.annotations, "
+        "mosaics-top.annotations, mosaics-other.annotations; pass each with --set NAME=VALUE"
+    )
 
 
 def test_what_a_stage_fails_with_ends_the_run(config, shards, tmp_path):

@@ -131,7 +131,7 @@ def read_config(source: str, changes: Sequence[str] = ()) -> RunConfig:
 
 def _read(source: str) -> tuple[str, str]:
     path = Path(source)
-    if source in recipes() and not path.exists():
+    if source in recipes() and not path.is_file():  # its output may have its name
         return f"recipe {source}", (
             resources.files("pipeline") / "recipes" / f"{source}.yaml"
         ).read_text()
