@@ -32,6 +32,7 @@ SCRIPTS = (
     "cache_runs.py",
     "train.py",
     "select_patches.py",
+    "select_cost.py",
     "evaluate.py",
 )
 _MARK = "\n## "

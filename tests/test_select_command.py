@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from command_line import one_line_error, run
 from PIL import Image
@@ -209,3 +210,44 @@ def test_wrong_input_is_one_line(shards, tmp_path, options, message):
     out = tmp_path / "s"
     assert message in one_line_error("select", "--shards", shards, "--out", out, *options)
     assert not out.exists()
+
+
+def test_a_method_of_another_paper_selects_with_the_weights_of_a_file(shards, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    torch.save({"model": model.state_dict()}, tmp_path / "deit.pth")
+    tiny = ("--model", "timm:vit_tiny_patch16_224", "--weights", tmp_path / "deit.pth")
+    for name in ("evit", "grad-cam"):
+        select(shards, tmp_path / name, "--selector", name, *tiny, "--keep-ratio", 0.25)
+        cache = open_cache(tmp_path / name)
+        run_of = {key: cache.run[key] for key in ("selector", "model", "homogeneous", "image_size")}
+        assert run_of == {"selector": name, "model": tiny[1], "homogeneous": 0.0, "image_size": 224}
+        assert_table_is(cache, 12)
+        has_scores = "score" in cache.read(cache.units[0])
+        assert has_scores == (name == "grad-cam")
+    before = files_of(tmp_path / "evit")
+    select(shards, tmp_path / "evit", "--selector", "evit", *tiny, "--keep-ratio", 0.25)
+    assert files_of(tmp_path / "evit") == before
+    model.head.bias.data += 1
+    torch.save({"model": model.state_dict()}, tmp_path / "deit.pth")
+    assert "weights_sha256" in one_line_error(
+        "select", "--shards", shards, "--selector", "evit", *tiny, "--keep-ratio", 0.25,
+        "--out", tmp_path / "evit")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--selector", "evit"), "needs weights; pass them as --weights: EViT's"),
+        (("--selector", "evit", "--weights", "random"), "untrained networks, for trials in Python"),
+        (("--selector", "evit", "--weights", "none.pth"), "no file and no folder"),
+        (("--selector", "dpc-knn", "--model", "timm:x"), "has one architecture"),
+        (("--ranker", "ranker_tiny", "--faithful"), "has no other rule"),
+        (("--selector", "dino", "--weights", "timm:nothing"), "unknown model of timm"),
+        (("--baseline", "center", "--homogeneous", "-0.5"), "out of range 0.0 .. 1.0"),
+    ],
+)
+def test_what_a_method_lacks_is_said_before_anything_is_written(shards, tmp_path, options, message):
+    found = one_line_error("select", "--shards", shards, *options, "--out", tmp_path / "x")
+    assert message in found
+    assert not (tmp_path / "x").exists()
