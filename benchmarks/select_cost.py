@@ -6,7 +6,7 @@
 
 Networks are untrained: that does not change the work done, and theirs cannot all be had. Operations
 are two per multiply-add, counted by torch on one image at half of the patches; what is no product
-of its list (sorting, copying, the distances of clusters) is not. An image is rendered and normalized
+of its list (sorting, copying, the distances of clusters) is not. Images are rendered and normalized
 already. Methods whose choice depends on k are asked for half.
 """
 
