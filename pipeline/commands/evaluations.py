@@ -79,6 +79,9 @@ def patches(
     annotations again.
 
     Example: ltrp-pipeline evaluate patches --selections selections --annotations instances.json
+
+    Any number of selections, each minus one of them: --selections A --selections B --selections C
+    --against B
     """
     _, summary = run_evaluate_patches(
         EvaluateConfig(**options),

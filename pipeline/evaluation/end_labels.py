@@ -49,10 +49,14 @@ def label_ends(axes: Any, labels: Sequence[EndLabel]) -> None:
 
 
 def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Returns the places in the same order, at least `gap` apart, moved as little as possible.
+    """Returns the places in the same order, from 0 to 1, at least `gap` apart, moved a little.
 
-    Least squares by pooling: labels that would overlap become a block around their own mean, then
-    moved between 0 and 1 as a whole.
+    Least squares by pooling: labels that would overlap become a block around their own mean. What
+    of them is outside is then moved inside, and others only as far as it needs the room.
+
+    Args:
+        places: as shares of the height.
+        gap: at most 1 / (their number - 1).
     """
     order = sorted(range(len(places)), key=places.__getitem__)
     blocks: list[list[float]] = []
@@ -63,7 +67,7 @@ def _moved_apart(places: Sequence[float], gap: float) -> list[float]:
     level = [fmean(block) for block in blocks for _ in block]
     moved = list(places)
     for rank, index in enumerate(order):
-        moved[index] = level[rank] + gap * rank
-    # Below the axis stand its numbers, above the figure ends.
-    lift = max(0.0, -min(moved)) - max(0.0, max(moved) - 1.0)
-    return [place + lift for place in moved]
+        # Below the axis stand its numbers, above the figure ends.
+        highest = 1.0 - gap * (len(order) - 1 - rank)
+        moved[index] = min(max(level[rank], 0.0) + gap * rank, highest)
+    return moved

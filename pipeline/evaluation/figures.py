@@ -20,7 +20,7 @@ _DOTS_PER_INCH = 150
 _LEGEND_LINES = 10
 """More lines than these are named at their ends, in a figure with room for that"""
 _LABELS_INCHES, _LINE_INCHES = 2.6, 0.2
-_INK = "#22272c"
+_INK, _BAND_ALPHA = "#22272c", 0.14
 
 
 def write_figures(folder: Path, rows: Sequence[EvaluationRow]) -> list[Path]:
@@ -120,7 +120,7 @@ def _draw_lines(axes: Any, rows: Sequence[Any], metric: str) -> tuple[list[EndLa
     """Draws the sources that have a line; returns their names and the lowest end of a band."""
     names, bottom = [], 0.0
     drawn = drawn_sources(row.source for row in rows)
-    alpha = band_alpha(len(labels_in(drawn)))
+    alpha = min(_BAND_ALPHA, band_alpha(len(labels_in(drawn))))
     for source, style in styles_of(row.source for row in rows).items():
         own = sorted((row for row in rows if row.source == source), key=lambda r: r.keep_ratio)
         own = [row for row in own if math.isfinite(row[metric])]

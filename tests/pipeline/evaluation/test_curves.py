@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pipeline.evaluation.end_labels import EndLabel, label_ends
 from pipeline.evaluation.figures import write_figures
 from pipeline.evaluation.styles import drawn_sources, styles_of
 from pipeline.plots import plot_evaluation
@@ -90,8 +92,20 @@ def test_names_stand_at_the_ends_of_many_lines_and_overlap_nowhere(
             letters = axes.texts[0].get_fontsize() / 72 * figure.dpi
             gaps = [high - low for low, high in itertools.pairwise(middles)]
             assert min(gaps) > 0.9 * letters
+            assert min(middles) >= -1
+            assert max(middles) <= axes.bbox.height + 1
             assert max(box.x1 for box in boxes) <= figure.bbox.x1 + 1
             assert max(box.y1 for box in boxes) <= figure.bbox.y1 + 1
+
+
+def test_the_names_of_levels_at_the_edges_stay_beside_the_axes() -> None:
+    axes = Figure().add_axes((0, 0, 1, 1))
+    heights = [0.0, 1.0, *(0.5 + 0.001 * place for place in range(16))]
+    label_ends(axes, [EndLabel(f"{y:.3f}", (1, y), "black") for y in heights])
+    found = sorted((text.xyann[1], text.get_text()) for text in axes.texts)
+    assert [name for _, name in found] == [f"{y:.3f}" for y in sorted(heights)]
+    assert np.diff([place for place, _ in found]).min() == pytest.approx(1 / 17)
+    assert (found[0][0], found[-1][0]) == (0, 1)
 
 
 def test_many_lines_have_the_axis_to_themselves(drawn, tmp_path) -> None:
