@@ -49,7 +49,7 @@ def attention_distances(model: Watched, images: Tensor) -> Tensor:
     """
     if len(images) == 0:
         raise RequestError("attention distances need at least one image; got none")
-    grid, patch_size = _cut(model)
+    grid, patch_size = patches_of(model)
     length = grid**2
     between = _distances(grid, patch_size).to(images.device)
     prefix = _prefix_tokens(model)
@@ -74,8 +74,8 @@ def attention_distances(model: Watched, images: Tensor) -> Tensor:
     return torch.stack(layers)
 
 
-def _cut(model: Watched) -> tuple[int, int]:
-    """Returns g and p."""
+def patches_of(model: Watched) -> tuple[int, int]:
+    """Returns g and p: patches along a side, and the side of one in px."""
     if isinstance(model, VisionTransformer):
         sizes = token_grid(model)
         return sizes.grid[0], sizes.patch[0]

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltrp_core.attention_distance import attention_distances
+from ltrp_core.attention_distance import Watched, attention_distances, patches_of
 from ltrp_core.distances import IMAGENET_STD
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder
 from ltrp_core.partitions import sample_visible
-from ltrp_core.rankers import Ranker
 from ltrp_core.scoring import leave_one_out_scores
 from ltrp_core.selection import num_homogeneous, top_patches
 from ltrp_core.selectors.references import random_scores
@@ -195,14 +194,15 @@ def run(
 
 
 def attention_profile(
-    name: str, model: MaskedAutoencoder | Ranker, photos: Iterable[NDArray[np.uint8]]
+    name: str, model: Watched, photos: Iterable[NDArray[np.uint8]]
 ) -> AttentionProfile:
     """Returns how far the heads of a model look in some photos (S, S, 3): the mean over them.
 
     Raises:
         RequestError: no photo, or the model is no plain vision transformer.
     """
-    side = model.grid * model.patch_size
+    grid, patch_size = patches_of(model)
+    side = grid * patch_size
     found = []
     for photo in photos:  # one by one: L² numbers a head and layer are much
         if photo.shape[:2] != (side, side):

@@ -136,9 +136,14 @@ def _vit(options: SelectorOptions, default: str, layout: Layout, method: str) ->
     return opened
 
 
+def open_dino(options: SelectorOptions) -> Opened:
+    """Returns DINO's vision transformer; errors as of `open_vit`."""
+    return _vit(options, DINO_MODEL, DINO_LAYOUT, "dino")
+
+
 def make_dino(options: SelectorOptions) -> Selector:
     """Returns `dino`; errors as of `open_vit`."""
-    opened = _vit(options, DINO_MODEL, DINO_LAYOUT, "dino")
+    opened = open_dino(options)
     if options.faithful:
         return VotesSelector(opened, options)
     return LastAttentionSelector(opened, options)

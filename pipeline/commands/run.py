@@ -211,6 +211,13 @@ def select(shards: tuple[str, ...], out: str, **options: Any) -> int:
     help="--out folders of `evaluate ranking`, for the tables",
 )
 @click.option(
+    "--dino",
+    type=PLACE,
+    default="",
+    help="weights of DINO's ViT-S (a file, or timm:vit_small_patch16_224.dino): how far its heads "
+    "look, beside the ranker's (Fig. 8)",
+)
+@click.option(
     "--cache", type=PLACE, multiple=True, help="more caches to describe: --out folders of `score`"
 )
 @out_option("report")

@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
 from ltrp_core.errors import RequestError
 from ltrp_core.mae import MaskedAutoencoder, load_mae
 from ltrp_core.rankers import load_ranker, read_config
 from ltrp_core.rankers.folder import CONFIG, WEIGHTS
+from ltrp_core.selectors import SelectorOptions
+from ltrp_core.selectors.class_attention import open_dino
 from ltrp_core.shipped_weights import SHIPPED_RANKERS, WEIGHTS_FOLDER
 from pipeline.annotations import open_annotations
 from pipeline.evaluation.ranking import read_tables
@@ -60,6 +65,8 @@ class ReportInputs:
     """Further caches that are described"""
     ranking: Sequence[Path] = ()
     """Of `evaluate ranking`"""
+    dino: str = ""
+    """Weights of DINO's ViT-S, whose heads stand beside the ranker's"""
 
 
 def run_report(
@@ -79,6 +86,7 @@ def run_report(
     selections = open_selections(inputs.selections, inputs.labels)
     selected = next(iter(selections.values()))
     model = _teacher_model(inputs.mae, selected)
+    dino = _dino(inputs.dino)
     cover, teacher = _cover(inputs.teacher, selected)
     _check_folders(inputs)
     curves = [_curve(folder) for folder in inputs.training]
@@ -114,7 +122,10 @@ def run_report(
         rows=_evaluation_rows(evaluation) if evaluation is not None else [],
         differences=read_differences(evaluation) if evaluation is not None else [],
         ranking=[table for folder in inputs.ranking for table in read_tables(folder)],
-        attention=list(_attention(model, inputs.training, selections, gallery, summary)),
+        attention=[
+            *_attention(model, inputs.training, selections, gallery, summary),
+            *_dino_attention(dino, gallery, summary),
+        ],
         curves=curves,
         caches=[read_cache_figures(found) for found in caches],
         runs=cards + [_cache_card(found) for found in caches],
@@ -199,6 +210,22 @@ def _attention(
             f"none of the rankers in {', '.join(map(str, folders))} is the one that selected; the "
             "page has no attention distances of it"
         )
+
+
+def _dino(weights: str) -> nn.Module | None:
+    return open_dino(SelectorOptions(weights=weights)).module.eval() if weights else None
+
+
+def _dino_attention(
+    dino: nn.Module | None, gallery: Sequence[report.GalleryImage], summary: Summary
+) -> Iterator[report.AttentionProfile]:
+    """Yields the profile of DINO, which learned without labels and without masks (Fig. 8)."""
+    if not gallery or not isinstance(dino, VisionTransformer):
+        return
+    try:
+        yield report.attention_profile("DINO", dino, [image.photo for image in gallery])
+    except RequestError as error:
+        summary.notes.append(f"the page has no attention distances of DINO: {error}")
 
 
 def _identity(folder: Path) -> dict[str, object]:

@@ -4,13 +4,17 @@ import json
 import re
 
 import pytest
+import timm
 import torch
 from report_sources import small_report_inputs
 from scored_caches import QUIET
+from timm.models.vision_transformer import VisionTransformer
 
+from ltrp_core.classifiers.normalization import NORMALIZATIONS
 from ltrp_core.errors import RequestError
 from ltrp_core.rankers import create_ranker, save_ranker
 from ltrp_core.selectors import SELECTORS, Selector, SelectorSpec
+from ltrp_core.selectors.network import Opened
 from pipeline.report import read_cache_figures
 from pipeline.report.gather import ReportInputs, run_report
 from pipeline.store import open_cache
@@ -110,6 +114,29 @@ def test_a_cache_is_described_by_its_receipts_log_and_errors(made) -> None:
     least, *_, most = scores.quartiles
     assert least < scores.quartiles[2] < most
     assert read_cache_figures(open_cache(made.selections)).scores.name == "ranker score"
+
+
+def test_heads_of_dino_stand_beside_the_ranker_s_where_the_views_fit(
+    made, small_mae, tmp_path, monkeypatch
+):
+    vit = VisionTransformer(
+        img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=0
+    )
+    path = tmp_path / "dino.pth"
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in vit.state_dict().items()}}, path)
+    with pytest.raises(RequestError, match="of another shape"):
+        report_of(made, small_mae, tmp_path / "report", dino=str(path))
+    assert not (tmp_path / "report").exists()
+    large = timm.create_model("vit_small_patch16_224", num_classes=0)
+    torch.save(large.state_dict(), path)
+    summary = report_of(made, small_mae, tmp_path / "report", dino=str(path))
+    assert "no attention distances of DINO: DINO takes images of 224 x 224 px" in summary.notes[0]
+    opened = Opened(vit, NORMALIZATIONS["imagenet"], 48, 8)
+    monkeypatch.setattr("pipeline.report.gather.open_dino", lambda options: opened)
+    summary = report_of(made, small_mae, tmp_path / "report", dino=str(path))
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert summary.notes == []
+    assert page.count("Mean attention distance in pixels") == 3
 
 
 def test_a_ranker_that_did_not_select_has_no_attention_on_the_page(made, small_mae, tmp_path):
