@@ -1,8 +1,12 @@
 """Weights of other authors: files in their layouts, and files that are not what is needed."""
 
+import json
+
 import pytest
+import safetensors.torch
 import timm
 import torch
+from hub_server import serve_hub
 from small_networks import images_for
 
 from ltrp_core.errors import CheckpointError, RequestError
@@ -188,3 +192,27 @@ def test_every_method_has_its_row_filled_in() -> None:
         spec = selector_spec(name)
         assert bool(spec.takes) == (spec.weights_file is not None), name
         assert not spec.keeps_homogeneous, name
+
+
+def test_timms_own_weights_come_from_the_hub_and_their_file_is_named(tmp_path) -> None:
+    name = "deit_tiny_patch16_224.fb_in1k"
+    with untrained(7):
+        network = timm.create_model("deit_tiny_patch16_224")
+    content = safetensors.torch.save(network.state_dict())
+    with serve_hub(tmp_path / "cache") as hub:
+        config = {"architecture": "deit_tiny_patch16_224", "num_classes": 1000}
+        hub.repositories[f"timm/{name}", "main"] = {
+            "config.json": json.dumps(config).encode(),
+            "model.safetensors": content,
+        }
+        selector = create_selector("evit", weights=f"timm:{name}")
+        file = weights_path(f"timm:{name}")
+        assert file.read_bytes() == content
+        path = tmp_path / "copy.safetensors"
+        path.write_bytes(content)
+        same = create_selector("evit", weights=str(path), model=f"timm:{name}")
+        assert kept(selector) == kept(same)
+        with pytest.raises(RequestError, match="leave --model out"):
+            create_selector("evit", weights=f"timm:{name}", model=TINY)
+        with pytest.raises(CheckpointError, match="cannot be had from the hub"):
+            weights_path("timm:deit_base_patch16_224.fb_in1k")
