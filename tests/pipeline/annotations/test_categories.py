@@ -1,5 +1,9 @@
 """The lists follow from their own evidence, which names classes that ImageNet-1K really has."""
 
+import itertools
+import os
+from pathlib import Path
+
 import pytest
 from timm.data import ImageNetInfo
 
@@ -17,6 +21,27 @@ CLASSES = {INFO.index_to_label_name(index) for index in range(1000)}
 UNSEEN_COCO = """fire hydrant, stop sign, giraffe, suitcase, frisbee, snowboard, kite, baseball bat,
 baseball glove, skateboard, surfboard, fork, carrot, donut, cake, scissors, toothbrush, person,
 potted plant"""
+
+
+NOUNS = Path(os.environ.get("WNSEARCHDIR", "/usr/share/wordnet"), "data.noun")
+"""WordNet 3.0's nouns, where they are installed (Debian: wordnet-base)."""
+
+
+def hypernyms():
+    """Synset -> those right above it, of all nouns."""
+    above = {}
+    for line in NOUNS.read_text("utf-8").splitlines():
+        if line.startswith("  "):
+            continue  # the license
+        words = line.partition(" | ")[0].split()
+        count = int(words[3], 16)
+        pointers = words[4 + 2 * count :]
+        above[f"n{words[0]}"] = [
+            f"n{pointers[place + 1]}"
+            for place in range(1, len(pointers), 4)
+            if pointers[place] in ("@", "@i") and pointers[place + 2] == "n"
+        ]
+    return above
 
 
 def names(group, name):
@@ -40,6 +65,30 @@ def test_evidence_leads_from_a_class_of_imagenet_to_the_category(name):
             assert not CLASSES & set(category.chain[1:-1]), category.name
         assert set(category.like) <= CLASSES, category.name
         assert not (category.chain and category.like), category.name
+
+
+@pytest.mark.skipif(not NOUNS.is_file(), reason="WordNet 3.0 is not installed (wordnet-base)")
+def test_the_lists_follow_anew_from_wordnet():
+    """Learned: a class of ImageNet-1K is the category's synset, or lies below it."""
+    above = hypernyms()
+    reached, front = set(CLASSES), set(CLASSES)
+    while front:
+        front = {up for synset in front for up in above[synset]} - reached
+        reached |= front
+    for name in LISTS:
+        for category in category_list(name):
+            for lower, upper in itertools.pairwise(category.chain):
+                assert upper in above[lower], (category.name, lower, upper)
+            if category.synset is None:
+                assert category.group == "unseen" or category.like, category.name
+                continue
+            assert category.synset in above, category.name
+            is_reached = category.synset in reached and category.exception is None
+            by_sight = bool(category.like)
+            assert not (is_reached and by_sight), category.name
+            assert category.group == ("learned" if is_reached or by_sight else "unseen"), (
+                category.name
+            )
 
 
 def test_nothing_unseen_lies_above_a_class_of_imagenet():
