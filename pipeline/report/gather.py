@@ -95,8 +95,7 @@ def run_report(
         *([cover] if cover else []),
         *selections.values(),
     ]
-    annotations = inputs.annotations
-    source = open_annotations(annotations) if annotations is not None else None
+    source = open_annotations(inputs.annotations) if inputs.annotations is not None else None
     summary = Summary(stage="report", done=1, notes=source.notes if source is not None else [])
     gallery = []
     units = report.gallery_keys(selected, config)
@@ -119,13 +118,10 @@ def run_report(
         title="Which patches matter",
         grid=model.grid,
         gallery=gallery,
-        rows=_evaluation_rows(evaluation) if evaluation is not None else [],
+        rows=_evaluation_rows(evaluation),
         differences=read_differences(evaluation) if evaluation is not None else [],
         ranking=[table for folder in inputs.ranking for table in read_tables(folder)],
-        attention=[
-            *_attention(model, inputs.training, selections, gallery, summary),
-            *_dino_attention(dino, gallery, summary),
-        ],
+        attention=_profiles(model, dino, inputs.training, selections, gallery, summary),
         curves=curves,
         caches=[read_cache_figures(found) for found in caches],
         runs=cards + [_cache_card(found) for found in caches],
@@ -173,8 +169,24 @@ def _samples(shards: Sequence[Shard], selected: Cache, units: set[str]) -> Itera
             yield from read_samples(shard, "strict" if was_whole else "salvage")
 
 
-def _evaluation_rows(folder: Path) -> list[EvaluationRow]:
+def _evaluation_rows(folder: Path | None) -> list[EvaluationRow]:
+    if folder is None:
+        return []
     return [row for group in read_groups(folder) for row in read_rows(folder, group)]
+
+
+def _profiles(
+    mae: MaskedAutoencoder,
+    dino: nn.Module | None,
+    training: Sequence[Path],
+    selections: Mapping[str, Cache],
+    gallery: Sequence[report.GalleryImage],
+    summary: Summary,
+) -> list[report.AttentionProfile]:
+    return [
+        *_attention(mae, training, selections, gallery, summary),
+        *_dino_attention(dino, gallery, summary),
+    ]
 
 
 def _attention(
