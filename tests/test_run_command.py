@@ -156,6 +156,30 @@ def test_every_recipe_can_be_run(shards, tmp_path):
         assert all("--out run/" in line for line in commands)
 
 
+FOLDERS = {
+    "eight_gpus": "score-84e3907c train-ranker-d96a605d select-38b4e206",
+    "laptop": "pretrain-mae-9ed75292 score-f894ab9d teacher-f79b8faa train-ranker-0b1f9af2 "
+    "select-f3825612 report-898aed7c",
+    "paper": "score-31ba8bcf train-ranker-5c0199d3 select-bc42b1d7",
+    "tiny": "score-98c5c52f train-ranker-3a13c55f",
+    "tiny_l1": "pretrain-mae-783b034a score-c46cd37b train-ranker-5af4fd14",
+}
+"""What commit 50d65c7 called the folders of a run over one shard of 10240 bytes."""
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_was_run_before_is_found_by_the_name_that_it_had(
+    make_tar, name, tmp_path, monkeypatch
+):
+    """A new option, or another way to write a default, must not make finished stages run again."""
+    monkeypatch.chdir(tmp_path)
+    make_tar(tmp_path / "s.tar", [("a.jpg", b"bytes")])
+    assert (tmp_path / "s.tar").stat().st_size == 10240
+    out, _ = run("run", name, "--dry-run", "--set", "shards=s.tar")
+    folders = [line.rpartition("/")[2] for line in out.splitlines() if line[0] != " "]
+    assert folders == FOLDERS[name].split()
+
+
 def test_a_recipe_is_found_beside_the_output_that_has_its_name(shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ("--dry-run", "--set", f"shards={shards}", "--set", "out=tiny")

@@ -47,11 +47,11 @@ _HOW_ONLY = frozenset({"out", "workers", "ray_address", "shard_timeout"})
 """Parameters of commands that change no number, beside those that configs say of themselves."""
 _PATHS = frozenset(
     {"mae", "ranker", "annotations", "cache", "maps", "teacher", "images", "init", "init_from"}
-    | {"weights"}
+    | {"weights", "dino"}
     | {"selections", "evaluation", "training", "ranking", "first", "second"}
 )
 """A path changes no number, but what lies there does. A name (`--ranker vit_tiny`) is as good."""
-_LATER = frozenset({"label"})
+_LATER = frozenset({"label", "dino"})
 """Parameters that are in no config and came later: those of older runs are as if not given."""
 
 
@@ -131,7 +131,9 @@ def _shards_of(section: Section, parsed: Mapping[str, Any]) -> ShardsState | Non
 def _numbers(section: Section, parsed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that change a number; of files, what is in them."""
     silent = set(_HOW_ONLY) | {"shards"}
+    parsed = dict(parsed)
     for kind in stage(section.command).config_types():
+        parsed |= _settled(kind, parsed)
         for field in dataclasses.fields(kind):
             later = is_absent(field, parsed.get(field.name))
             silent |= {field.name} if later or not field.metadata["changes_numbers"] else set()
@@ -150,3 +152,11 @@ def _numbers(section: Section, parsed: Mapping[str, Any]) -> dict[str, Any]:
         elif name not in silent:
             values[name] = value
     return values
+
+
+def _settled(kind: type[Any], parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config makes of the options that nobody gave: a default may mean another."""
+    fields = [field for field in dataclasses.fields(kind) if field.name in parsed]
+    config = kind(**{field.name: parsed[field.name] for field in fields})
+    names = [field.name for field in fields if parsed[field.name] == field.default]
+    return {name: getattr(config, name) for name in names}
