@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
 from ltrp_core.patches import model_images, patchify
+
+_BEFORE_BLOCKS = frozenset({"cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"})
 
 
 class TokenGrid(NamedTuple):
@@ -66,11 +69,50 @@ def kept_output(vit: nn.Module, images: Tensor, kept: Tensor) -> Tensor:
         RequestError: images of another shape or type.
     """
     model: Any = vit
+    output: Tensor = model.forward_head(kept_features(vit, images, kept))
+    return output
+
+
+def kept_features(vit: nn.Module, images: Tensor, kept: Tensor) -> Tensor:
+    """Returns the tokens (B, prefix + k, D) after the last norm, the kept ones in the grid's order.
+
+    Args:
+        vit: one of those that `token_grid` knows.
+        images: as of `kept_output`.
+        kept: as of `kept_output`.
+
+    Raises:
+        RequestError: images of another shape or type.
+    """
+    model: Any = vit
     # In the grid's order, as the transformer has them.
     tokens = embedded(model, images, kept.sort(dim=1).values)
     tokens = model.norm_pre(model.patch_drop(tokens))
-    output: Tensor = model.forward_head(model.norm(model.blocks(tokens)))
-    return output
+    if model.grad_checkpointing:
+        tokens = checkpoint_seq(model.blocks, tokens)
+    else:
+        tokens = model.blocks(tokens)
+    features: Tensor = model.norm(tokens)
+    return features
+
+
+def layer_depth(name: str, blocks: int) -> int:
+    """Returns at which depth a parameter of a transformer is, as MAE's fine-tuning counts them.
+
+    Layer decay goes by it: 0 is what makes the tokens (class token, registers, positions, patch
+    embedding), i + 1 is block i from 0, `blocks` + 1 what comes after them (norm and head).
+
+    Args:
+        name: of the parameter, as a transformer of timm's calls it.
+        blocks: how many there are.
+
+    >>> [layer_depth(name, 12) for name in ("pos_embed", "blocks.0.norm1.weight", "head.bias")]
+    [0, 1, 13]
+    """
+    part, *rest = name.split(".")
+    if part in _BEFORE_BLOCKS:
+        return 0
+    return int(rest[0]) + 1 if part == "blocks" else blocks + 1
 
 
 def embedded(vit: Any, images: Tensor, kept: Tensor) -> Tensor:

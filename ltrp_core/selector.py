@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import RequestError
-from ltrp_core.kept_tokens import kept_output, token_grid
+from ltrp_core.kept_tokens import kept_features, layer_depth, token_grid
 from ltrp_core.linear import use_fast_linears
 from ltrp_core.patches import model_images, patchify
 from ltrp_core.rankers import Ranker
@@ -79,7 +82,9 @@ class SelectedPatches(nn.Module):
     """A timm vision transformer that is given only the kept patches, each with its true position.
 
     With all patches kept it returns what the transformer alone does. The transformer trains as
-    usual, the selector does not.
+    usual, the selector does not. It can be used as a model of timm's: `forward_features`,
+    `forward_head`, `reset_classifier`, `pretrained_cfg` and what timm's optimizers ask for are
+    there. Its layer decay counts as MAE's fine-tuning does: `ltrp_core.kept_tokens.layer_depth`.
     """
 
     def __init__(
@@ -106,7 +111,70 @@ class SelectedPatches(nn.Module):
         The images are normalized as the ranker's: by ImageNet's mean and standard deviation. A
         selector that draws does so by the content of an image.
         """
-        return kept_output(self.vit, images, self._kept(images))
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Returns the tokens (B, prefix + k, D) of images (B, 3, g*p, g*p) after the last norm.
+
+        The kept patches stand in the grid's order.
+        """
+        return kept_features(self.vit, images, self._kept(images))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the output (B, classes) of features, or what the last layer is given of them."""
+        return self.vit.forward_head(features, pre_logits=pre_logits)
+
+    @property
+    def num_classes(self) -> int:
+        """Of the transformer; 0 where it has no head."""
+        return int(self.vit.num_classes)
+
+    @property
+    def num_features(self) -> int:
+        """D, of the features."""
+        return int(self.vit.num_features)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.vit.head
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm asks of a model's input: that of this one, with the classes of its head."""
+        theirs = dict(getattr(self.vit, "pretrained_cfg", None) or {})
+        grid, patch = token_grid(self.vit)
+        size = (3, grid[0] * patch[0], grid[1] * patch[1])
+        own = {"input_size": size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        return theirs | own | {"num_classes": self.num_classes, "classifier": "vit.head"}
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the last layer."""
+        return self.vit.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Gives the transformer a fresh last layer, and another pooling if it is said."""
+        self.vit.reset_classifier(num_classes, global_pool)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Returns at which depth a parameter is, by its name: what timm's layer decay asks for."""
+        del coarse
+        blocks = len(self.vit.blocks)
+
+        def depth(name: str) -> int:
+            # The selector's own are frozen: their depth says nothing.
+            owner, _, rest = name.partition(".")
+            return layer_depth(rest, blocks) if owner == "vit" else 0
+
+        return depth
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the parameters that timm's optimizers do not decay: positions and tokens."""
+        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes blocks again in the backward pass, which saves their memory, or does not."""
+        self.vit.set_grad_checkpointing(enable)
 
     def _kept(self, images: Tensor) -> Tensor:
         if isinstance(self.selector, LTRPSelector):

@@ -6,8 +6,11 @@ import sys
 import pytest
 import timm
 import torch
+from timm.data import resolve_data_config
+from timm.optim import create_optimizer_v2
 
 from ltrp_core import LTRPSelector, SelectedPatches
+from ltrp_core.distances import IMAGENET_MEAN
 from ltrp_core.errors import RequestError
 from ltrp_core.kept_tokens import kept_output
 from ltrp_core.patches import patchify
@@ -15,6 +18,7 @@ from ltrp_core.rankers import create_ranker
 from ltrp_core.rankers.ranking import rank_images
 from ltrp_core.selection import select_patches, select_patches_at
 from ltrp_core.selectors import create_selector
+from oracles.layer_decay import recipe
 
 SIZE, PATCH, GRID = 64, 16, 4
 
@@ -121,6 +125,41 @@ def test_any_selector_can_choose_what_a_transformer_sees(name, images):
     if name == "center":
         kept = selector.select(images, ["", "", ""], [GRID**2 // 2])[0]
         torch.testing.assert_close(found, kept_output(vit, images, kept), atol=1e-6, rtol=1e-6)
+
+
+def test_timm_takes_it_for_one_of_its_models(images):
+    vit = make_vit()
+    model = SelectedPatches(vit, create_selector("center", grid=GRID, patch_size=PATCH), 0.5)
+    data = resolve_data_config(model=model)
+    assert data["input_size"] == (3, SIZE, SIZE)
+    assert data["mean"] == IMAGENET_MEAN, "not the 0.5 of timm's entry: the selector's images"
+    features = model.forward_features(images)
+    assert features.shape == (3, 1 + GRID**2 // 2, model.num_features)
+    assert torch.equal(model.forward_head(features), model(images))
+    assert model.forward_head(features, pre_logits=True).shape == (3, 192)
+    model.set_grad_checkpointing()
+    assert torch.equal(model.train()(images), model.eval()(images))
+    assert (model.num_classes, model.get_classifier()) == (7, vit.head)
+    model.reset_classifier(3, "avg")
+    assert (model.num_classes, model.head, model(images).shape) == (3, vit.head, (3, 3))
+
+
+@pytest.mark.parametrize("layer_decay", [0.75, None])
+def test_timm_s_optimizer_has_the_groups_of_mae_s_fine_tuning(ranker, layer_decay):
+    vit = make_vit()
+    model = SelectedPatches(vit, LTRPSelector(ranker), 0.5)
+    optimizer = create_optimizer_v2(
+        model, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=layer_decay
+    )
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    found = {
+        names[id(parameter)]: (group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    shapes = {name: value.shape for name, value in vit.named_parameters()}
+    expected = recipe(shapes, depth=12, layer_decay=layer_decay or 1.0, weight_decay=0.05)
+    assert {name: pytest.approx(pair) for name, pair in expected.items()} == found
 
 
 def test_what_does_not_fit_is_refused(ranker):
