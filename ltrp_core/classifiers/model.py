@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class FrozenClassifier:
         normalization: of the pixels.
         origin: who declared that normalization, in words.
         num_classes: C.
+        classes: (C,) their names, where it knows them; else empty.
         device: where it computes.
     """
 
@@ -44,10 +45,11 @@ class FrozenClassifier:
         num_classes: int,
         device: torch.device | str = "cpu",
         origin: str = "given",
+        classes: Sequence[str] = (),
     ) -> None:
         """Freezes `model` and moves it to the device."""
         self.name, self.normalization, self.origin = name, normalization, origin
-        self.num_classes = num_classes
+        self.num_classes, self.classes = num_classes, tuple(classes)
         self.device = torch.device(device)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         use_fast_linears(self.model)

@@ -1,4 +1,4 @@
-"""Frozen classifiers by name: timm's, with weights of the hub or of a local file."""
+"""Frozen classifiers by name: timm's, with weights of the hub or of a file, or trained here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from ltrp_core.classifiers.efficientnet_names import LITE_NORMALIZATION, is_lite, timm_names
 from ltrp_core.classifiers.model import FrozenClassifier
 from ltrp_core.classifiers.normalization import NORMALIZATIONS, Normalization
+from ltrp_core.classifiers.trained import load_classifier
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, first_line, unknown_name
 from ltrp_core.mae.files import read_file
@@ -38,7 +39,8 @@ def open_classifier(
     """Returns a frozen classifier.
 
     Args:
-        name: `timm:NAME`, a model of timm's, with or without the tag of its weights.
+        name: `timm:NAME`, a model of timm's, with or without the tag of its weights; or a folder
+            that `train-classifier` wrote, which has weights, normalization and classes.
         weights: a file of its parameters, safetensors or torch's own, by timm's names or, of an
             EfficientNet-Lite, by those of the ports of TensorFlow's code; empty: timm's pretrained
             ones, from the hub. A file's last layer says how many classes there are.
@@ -48,11 +50,18 @@ def open_classifier(
 
     Raises:
         CheckpointError: weights that cannot be read or had, or are of another model.
-        RequestError: no such model or normalization.
+        RequestError: no such model or normalization, or weights beside a folder.
     """
     if normalization not in normalization_names():
         raise unknown_name("normalization", normalization, normalization_names())
-    model, declared, origin = open_model(name, weights)
+    classes: tuple[str, ...] = ()
+    if name.startswith(TIMM) or not Path(name).expanduser().is_dir():
+        model, declared, origin = open_model(name, weights)
+    elif weights:
+        raise RequestError(f"{name} is a classifier with its weights; leave --weights out")
+    else:
+        model, classes, _ = load_classifier(name)
+        declared, origin = NORMALIZATIONS["imagenet"], "train-classifier"
     if normalization != DECLARED:
         declared, origin = NORMALIZATIONS[normalization], f"--normalization {normalization}"
     return FrozenClassifier(
@@ -62,6 +71,7 @@ def open_classifier(
         num_classes=int(getattr(model, "num_classes", 0) or 0),
         device=device,
         origin=origin,
+        classes=classes,
     )
 
 
@@ -109,7 +119,7 @@ def timm_entry(name: str) -> Mapping[str, Any]:
     if called == name:
         raise RequestError(
             f"{name!r} is no model of timm; pass timm:NAME, and with --weights FILE the "
-            "file of its parameters"
+            "file of its parameters, or the --out folder of train-classifier"
         )
     base, _, tag = called.partition(".")
     if not timm.is_model(base):
