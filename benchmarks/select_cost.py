@@ -15,15 +15,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from ltrp_core import linear
+from ltrp_core.operations import multiply_adds
 from ltrp_core.selection import num_kept
 from ltrp_core.selectors import Selector, create_selector, selector_names, selector_spec
 from ltrp_core.selectors.base import UNTRAINED
@@ -31,43 +26,10 @@ from ltrp_core.selectors.base import UNTRAINED
 TRAINED = {"ranker": "ranker_tiny", "border-features": "mae_tiny"}
 
 
-@contextmanager
-def counted_products() -> Iterator[None]:
-    """Within it all products are torch's own: its counter does not see oneDNN's."""
-    ours = linear._ONEDNN
-    linear._ONEDNN = None
-    try:
-        yield
-    finally:
-        linear._ONEDNN = ours
-
-
-class Counter(TorchDispatchMode):
-    """Adds operations up by torch's formulas; its own counter follows modules, too, and gives up
-    where a gradient is asked for by a feature."""
-
-    total = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            count = flop_registry[func._overloadpacket]
-            self.total += int(count(*args, **(kwargs or {}), out_val=found))
-        return found
-
-
 def operations(selector: Selector, keep: int) -> int:
     """Returns the operations of one image, two per multiply-add."""
     image = torch.randn(1, 3, selector.image_size, selector.image_size)
-    with counted_products(), Counter() as counter:
-        selector.select(image, ["a"], [keep])
-    return counter.total
+    return 2 * multiply_adds(lambda: selector.select(image, ["a"], [keep]))
 
 
 def main() -> None:

@@ -33,6 +33,10 @@ COMMANDS = {
         "pipeline.commands.exports:push_to_hub",
         "Upload a ranker to the Hugging Face hub.",
     ),
+    "benchmark-vit": (
+        "pipeline.commands.benchmarks:benchmark_vit",
+        "Count and time vision transformers with a ranker.",
+    ),
     "doctor": ("pipeline.commands.health:doctor", "Tell whether this machine can do a run."),
     "plan": ("pipeline.commands.planning:plan", "Tell what `score` would take."),
     "status": ("pipeline.commands.caches:status", "Show how far a run is."),
