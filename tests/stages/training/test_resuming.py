@@ -1,12 +1,12 @@
-"""Both training stages: resumed runs equal whole ones, and something is learned."""
+"""Pretraining, and training of rankers: resumed runs equal whole ones, and something is learned."""
 
 import dataclasses
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL_MAE
+from killed_trainings import Killed, KilledAfter, assert_bit_equal, states
 from safetensors.torch import load_file
 
 from ltrp_core.errors import CheckpointError, RequestError
@@ -32,28 +32,6 @@ from stages.training.ddp import Processes
 
 QUIET = JsonLineProgress(every_s=1e9)
 SMALL_RANKER = ranker_models.TRANSFORMERS["vit_tiny"]._replace(width=48, depth=2, heads=2)
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAfter:
-    """Progress that ends the run after so many training steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    @contextmanager
-    def task(self, name, total, unit):
-        self.is_training = unit == "steps"
-        yield self
-
-    def advance(self, amount=1, **facts):
-        if self.is_training and amount == 1:
-            self.steps -= 1
-            if self.steps < 0:
-                raise Killed
 
 
 @pytest.fixture
@@ -105,15 +83,6 @@ def train(caches, shards, monkeypatch):
         return load_file(out / "ranker.safetensors"), curve, summary
 
     return start
-
-
-def states(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_bit_equal(one, two):
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def curve_text(folder: Path) -> str:
