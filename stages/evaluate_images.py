@@ -14,6 +14,7 @@ from ltrp_core.classifiers import (
     DECLARED,
     FILLINGS,
     NOT_FILLED,
+    FrozenClassifier,
     normalization_names,
     open_classifier,
 )
@@ -48,7 +49,8 @@ class EvaluateImagesConfig:
     """Options of `evaluate images`."""
 
     frozen: str = option(
-        help="classifier that is not trained here: timm:NAME, with weights of the hub or --weights"
+        help="classifier: timm:NAME, with weights of the hub or --weights, or the --out folder of "
+        "`train-classifier`"
     )
     weights: str = option(
         "", help="file of its parameters, safetensors or .pth; empty: timm's pretrained ones"
@@ -150,7 +152,7 @@ def run(
     first = compared.first
     setup = _open(config, compared.run, compared.runs)
     classifier = setup.classifier
-    numbers, how = class_numbers(labels, classifier.num_classes, classifier.name)
+    numbers, how = _class_numbers(labels, classifier)
     summary = Summary(stage="evaluate images", done=1)
     summary.notes += [f"pixels go in as {classifier.normalization}, by {classifier.origin}", how]
     found = _Found()
@@ -218,6 +220,14 @@ def _open(
         baselines=baselines,
         against=config.against,
     )
+
+
+def _class_numbers(labels: Labels, classifier: FrozenClassifier) -> tuple[list[int], str]:
+    """Returns the classifier's number of every class, and a note on how it was found."""
+    named = None if labels.is_multi else classifier.numbers_of(labels.classes)
+    if named is None:
+        return class_numbers(labels, classifier.num_classes, classifier.name)
+    return named, f"{len(named)} classes found by name among the classifier's"
 
 
 def _check_against(

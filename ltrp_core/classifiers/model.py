@@ -68,6 +68,26 @@ class FrozenClassifier:
             return False
         return True
 
+    def numbers_of(self, names: Sequence[str]) -> list[int] | None:
+        """Returns the number of each class, found by its name among the classifier's.
+
+        None where the classifier knows no names, or where names on either side are mere numbers.
+
+        Raises:
+            RequestError: a name is none of the classifier's classes.
+        """
+        if any(tuple(one) == _numbered(len(one)) for one in (names, self.classes)):
+            return None
+        place = {name: number for number, name in enumerate(self.classes)}
+        unknown = [name for name in names if name not in place]
+        if unknown:
+            raise RequestError(
+                f"images are labeled {unknown[0]!r}, which is none of the {len(place)} classes of "
+                f"{self.name} ({', '.join(map(repr, self.classes[:3]))}, ...); pass images of the "
+                "classes that it was trained on"
+            )
+        return [place[name] for name in names]
+
     def check(self, filling: str, grid: int, patch_size: int) -> None:
         """Checks that it can be asked about patches of views, hidden by a filling.
 
@@ -160,3 +180,7 @@ class FrozenClassifier:
                 found = compute(*(group.to(self.device) for group in filled))
                 results.append(found[:count].float())
         return torch.cat(results)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(count))

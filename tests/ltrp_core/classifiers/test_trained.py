@@ -140,6 +140,14 @@ def test_a_folder_is_opened_as_a_frozen_classifier(saved, pixels):
         open_classifier(str(folder), "weights.pth")
 
 
+def test_classes_are_found_by_name(saved):
+    found = open_classifier(str(saved[0]))
+    assert found.numbers_of(["owl", "cat"]) == [2, 0]
+    assert found.numbers_of(["0", "1"]) is None, "numbers are the classifier's own"
+    with pytest.raises(RequestError, match=r"labeled 'cow', which is none of the 3 classes"):
+        found.numbers_of(["cow", "cat"])
+
+
 def test_a_folder_that_is_none_says_what_is_wrong(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(CheckpointError, match=r"config.json is missing; pass a folder that train"):
