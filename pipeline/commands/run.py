@@ -39,6 +39,7 @@ from stages.report import ReportConfig
 from stages.score import ScoreConfig
 from stages.select_patches import SelectConfig
 from stages.train_ranker import TrainRankerConfig
+from stages.training.classifier_config import TrainClassifierConfig
 
 
 @click.command()
@@ -171,6 +172,70 @@ def train_ranker(
         _launch(workers, ray_address),
     )
     say(format_curve(curve))
+    return finish(summary)
+
+
+@click.command("train-classifier")
+@shards_option
+@click.option(
+    "--selections",
+    type=PLACE,
+    default="",
+    help="--out folder of `select`: each image is seen through its stored patches, of its stored "
+    "view (--crop eval or resize there)",
+)
+@click.option(
+    "--validation-shards",
+    type=PLACE,
+    multiple=True,
+    help="as --shards: what is validated on; default: a part of --shards",
+)
+@click.option(
+    "--validation-selections",
+    type=PLACE,
+    default="",
+    help="as --selections, of --validation-shards; default: --selections has them, too",
+)
+@out_option("classifier")
+@training_workers_option
+@ray_address_option
+@config_options(TrainingRunOptions)
+@config_options(TrainClassifierConfig)
+def train_classifier(
+    shards: tuple[str, ...],
+    selections: str,
+    validation_shards: tuple[str, ...],
+    validation_selections: str,
+    out: Path,
+    workers: int,
+    ray_address: str | None,
+    **options: Any,
+) -> int:
+    """Fine-tune a classifier that sees the kept patches alone.
+
+    A vision transformer is given the kept patches, each with its true position: those of
+    --selections, or those that --selector chooses in every view as it is drawn; with neither, the
+    full image. Labels are .cls or .json members, or class folders. Killed and started again, it
+    goes on as if nothing had happened. Writes OUT/classifier.safetensors and OUT/config.json, for
+    `evaluate images --frozen`; curves, a TensorBoard log.
+
+    Example: ltrp-pipeline train-classifier --shards shards --selections selections --keep-ratio 0.5
+    --init mae_tiny
+    """
+    from pipeline.training.classifier import MEASURES, ClassifierInputs, run_train_classifier
+    from pipeline.training.curve_table import format_curve
+
+    config, run_options = cut(options, TrainClassifierConfig), cut(options, TrainingRunOptions)
+    held_out = tuple(listed(validation_shards)) if validation_shards else ()
+    curve, summary = run_train_classifier(
+        config,
+        ClassifierInputs(tuple(listed(shards)), selections, held_out, validation_selections),
+        out,
+        open_progress(),
+        run_options,
+        _launch(workers, ray_address),
+    )
+    say(format_curve(curve, MEASURES))
     return finish(summary)
 
 

@@ -49,6 +49,7 @@ _PATHS = frozenset(
     {"mae", "ranker", "annotations", "cache", "maps", "teacher", "images", "init", "init_from"}
     | {"weights", "dino"}
     | {"selections", "evaluation", "training", "ranking", "first", "second"}
+    | {"validation_shards", "validation_selections"}
 )
 """A path changes no number, but what lies there does. A name (`--ranker vit_tiny`) is as good."""
 _LATER = frozenset({"label", "dino"})

@@ -106,6 +106,18 @@ def _after_selection(options: Options, output: str) -> Sequence[str]:
     return ["verify", output, "--deep"]  # where weights and annotations are, is not known
 
 
+def _after_reducing(options: Options, output: str) -> Sequence[str]:
+    return ["verify", output, "--deep"]
+
+
+def _after_classifier(options: Options, output: str) -> Sequence[str] | None:
+    if not options.get("selections"):
+        return None  # what is to be compared with is not known
+    shown = _shards({"shards": options.get("validation_shards") or options.get("shards")})
+    selections = options.get("validation_selections") or options["selections"]
+    return ["evaluate", "images", "--selections", selections, *shown, "--frozen", output]
+
+
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         name="pack",
@@ -155,6 +167,28 @@ STAGES: tuple[StageSpec, ...] = (
         grows=True,
         fed_by={"ranker": ("$train-ranker",)},
         next=_after_selection,
+    ),
+    StageSpec(
+        name="reduce",
+        command="pipeline.commands.reducing:reduce",
+        line="Write shards that hold only what was kept.",
+        configs=("stages.reduce:ReduceConfig", "pipeline.units.options:ShardOptions"),
+        on_shards=True,
+        grows=True,
+        fed_by={"selections": ("$select",)},
+        next=_after_reducing,
+    ),
+    StageSpec(
+        name="train-classifier",
+        command="pipeline.commands.run:train_classifier",
+        line="Fine-tune a classifier on kept patches.",
+        configs=(
+            "stages.training.classifier_config:TrainClassifierConfig",
+            "pipeline.training.options:TrainingRunOptions",
+        ),
+        output="classifier.safetensors",
+        on_shards=True,
+        next=_after_classifier,
     ),
     StageSpec(
         name="evaluate-patches",

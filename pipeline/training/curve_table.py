@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.plots import MEASURES
 
 _ROWS = 12
 
 
-def format_curve(rows: Sequence[Mapping[str, float]]) -> str:
-    """Returns a text table: one row per epoch, or evenly spaced ones where there are many."""
+def format_curve(
+    rows: Sequence[Mapping[str, float]], measures: Collection[str] = tuple(MEASURES)
+) -> str:
+    """Returns a text table: one row per epoch, or evenly spaced ones where there are many.
+
+    Args:
+        rows: of a curve.
+        measures: that have a column, where the last row has them.
+    """
     if not rows:
         return ""
-    names = ["epoch", "loss", "lr", *(name for name in MEASURES if name in rows[-1])]
+    names = ["epoch", "loss", "lr", *(name for name in measures if name in rows[-1])]
     last = len(rows) - 1
     shown = sorted({round(i * last / min(_ROWS - 1, last)) if last else 0 for i in range(_ROWS)})
     cells = [names] + [

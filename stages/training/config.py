@@ -21,7 +21,7 @@ CURVE = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """Options that both training stages have; the defaults are MAE's, which the paper follows."""
+    """Options that all training stages have; the defaults are MAE's, which the paper follows."""
 
     epochs: int = option(400, low=1, help="passes over the images")
     batch_size: int = option(256, low=1, help="views or records per step, over all workers")
@@ -57,6 +57,11 @@ class TrainingConfig:
         known = [str(name) for name in list_optimizers()]
         if self.opt not in known:
             raise unknown_name("--opt", self.opt, known)
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of Adam and its relatives: MAE's pre-training, which the paper follows."""
+        return 0.9, 0.95
 
     @property
     def lr(self) -> float:

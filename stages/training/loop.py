@@ -1,4 +1,4 @@
-"""The loop that both training stages run: optimizer, schedule, precision, checkpoints, curves.
+"""The loop that all training stages run: optimizer, schedule, precision, checkpoints, curves.
 
 What is drawn in a step is a function of (seed, step, rank), the order of samples one of (seed,
 epoch), so a run that was killed goes on from its last checkpoint, in the middle of an epoch too, as
@@ -96,9 +96,10 @@ def fit(
 ) -> Trained:
     """Trains `task.model` in place; weights, curve and checkpoints are those of an undisturbed run.
 
-    Method: AdamW with betas (0.9, 0.95), no decay on biases, norms and other 1-D parameters; linear
-    warm-up, then half a cosine over the rest, set before every update (MAE's). Gradients are
-    clipped to norm 1, which neither MAE nor the paper does.
+    Method: AdamW with the config's betas, no decay on biases, norms, other 1-D parameters and what
+    the model's `no_weight_decay` names; linear warm-up, then half a cosine over the rest, set
+    before every update (MAE's). Gradients are clipped to norm 1, which neither MAE nor the paper
+    does.
 
     Raises:
         RequestError: the loss, a gradient or what a checkpoint would hold is not finite, or a
@@ -137,7 +138,7 @@ class _Run:
         self.task, self.config, self.ranks = task, config, ranks
         self.device = next(task.model.parameters()).device
         use_fast_linears(task.model)
-        extra: dict[str, Any] = {"betas": (0.9, 0.95)} if "adam" in config.opt else {}
+        extra: dict[str, Any] = {"betas": config.betas} if "adam" in config.opt else {}
         if config.opt in ("adam", "adamw"):
             # One kernel for all parameters: a third of the time on a CPU, no wait for the host of
             # an accelerator.

@@ -28,7 +28,7 @@ def test_a_stage_is_what_its_row_says(name) -> None:
     assert {option.replace("-", "_") for option in spec.fed_by} <= options
     several = {param.name for param in command.params if param.multiple}
     assert spec.takes_several == set(spec.fed_by) & several
-    assert ("selections" not in spec.fed_by) or "label" in options
+    assert ("selections" not in spec.takes_several) or "label" in options
     assert ("shards" in options) == spec.on_shards
     earlier = [*BY_NAME[: BY_NAME.index(name)], "teacher"]
     for references in spec.fed_by.values():
@@ -47,6 +47,12 @@ CASES = [
     ("train-ranker", {"shards": ("s", "t")}, ["select", "--shards", "s", "--shards", "t"]),
     ("select", {"shards": ("s",), "ranker": "ranker_tiny"}, ["report", "--selections", "/o"]),
     ("select", {"shards": ("s",), "ranker": ""}, ["verify", "/o", "--deep"]),
+    ("reduce", {}, ["verify", "/o", "--deep"]),
+    (
+        "train-classifier",
+        {"shards": ("s",), "selections": "a", "validation_shards": ("v",)},
+        ["evaluate", "images", "--selections", "a", "--shards", "v", "--frozen", "/o"],
+    ),
 ]
 
 
@@ -63,6 +69,7 @@ def test_what_comes_next_is_a_whole_command(name, options, words) -> None:
 def test_where_the_shards_are_not_known_nothing_is_said() -> None:
     assert stage("train-ranker").next_step({"shards": ()}, "/o") == ""
     assert stage("report").next_step({}, "/o") == ""
+    assert stage("train-classifier").next_step({"shards": ("s",), "selections": ""}, "/o") == ""
 
 
 def test_the_table_is_read_without_torch() -> None:
