@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ class Sample:
     key: str
     image: NDArray[np.uint8]
     """(H, W, 3)"""
+    members: tuple[tuple[str, bytes], ...] = ()
+    """Ending and content of its members, the image's first; of the others those that were asked
+    for"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,16 @@ class Foreground:
     """What the annotations call the image: an annotation is of one image only. Empty: unknown."""
 
 
+MEMBERS = "members"
+"""dtype of a field whose rows are samples: tuples of pairs, ending and content of each member."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayField:
     """One array of a unit: its dtype, its shape after the N samples, and an illegal fill value."""
 
     dtype: str
+    """Of NumPy, `string` or `MEMBERS`"""
     shape: tuple[int, ...]
     fill: Any
     delta: bool = False
@@ -111,6 +119,15 @@ class UnitStage(Protocol):
 
     def take_notes(self) -> list[str]:
         """Returns what must not go unsaid since the last call, e.g. that the batch was halved."""
+        ...
+
+
+@runtime_checkable
+class JoiningStage(Protocol):
+    """A `UnitStage` that reads what another stage has made of the same shard."""
+
+    def begin(self, unit: str) -> None:
+        """Opens the other stage's unit; called before the samples of a shard come."""
         ...
 
 

@@ -119,7 +119,7 @@ class SampleStream(Generic[T]):
     def _decode(self, member: Member) -> _Decoded[T]:
         started = time.monotonic()
         try:
-            sample = Sample(member.key, decode_image(member.data))
+            sample = Sample(member.key, decode_image(member.data), member.content)
         except ImageError as error:
             row = BadSample(member.key, member.offset, error.reason, str(error))
             return _Decoded(None, row, time.monotonic() - started)
@@ -140,7 +140,8 @@ class SampleStream(Generic[T]):
             def read() -> None:
                 try:
                     for member in self._reader:
-                        cost = len(member.data) + decoding_bytes(member.data)
+                        cost = sum(len(data) for _, data in member.content)
+                        cost += decoding_bytes(member.data)
                         while not (room.acquire(timeout=0.1) or self._ended.is_set()):
                             pass
                         while not (budget.take(cost, timeout=0.1) or self._ended.is_set()):

@@ -19,6 +19,7 @@ from pipeline.inputs.bad_members import (
 from pipeline.inputs.folders import is_text
 from pipeline.inputs.image_choice import ImageChoice
 from pipeline.inputs.keys import sample_key
+from pipeline.inputs.sample_members import Member, OtherMembers
 from pipeline.inputs.tar_members import (
     BLOCK,
     Entry,
@@ -37,17 +38,6 @@ OnDamage = Literal["strict", "salvage"]
 
 class DamagedShardError(RequestError):
     """A shard is not whole; the message names it, the place and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """The encoded image of one sample."""
-
-    key: str
-    name: str
-    offset: int
-    """Of the data in the tar, bytes"""
-    data: bytes
 
 
 class ShardReader(Protocol):
@@ -104,6 +94,8 @@ class TarShard:
     stamp: str = ""
     image_ext: str = ""
     """Only members of this ending are images; empty: see `ImageChoice`"""
+    is_whole: bool = False
+    """Whether the other members of a sample are read, too"""
 
     @property
     def name(self) -> str:
@@ -158,6 +150,7 @@ class TarReader:
     def _members(self, source: ForwardReader) -> Iterator[Member]:
         taken: dict[str, str] = {}
         without: dict[str, Entry] = {}
+        others = OtherMembers(self.shard.is_whole)
         waiting: Member | None = None
         damage: list[TarDamage] = []
         for entry in _until_damage(source, damage):
@@ -165,23 +158,20 @@ class TarReader:
                 continue
             key = sample_key(entry.name)
             if waiting is not None and waiting.key != key:
-                yield waiting
+                yield from others.complete(waiting, self.left_out)
                 waiting = None
             problem = bad_name(entry)
+            if problem is None:
+                others.begin(key, entry, is_known=key in taken or key in without)
             if problem is None and not self.choice.is_image(entry.name):
                 if key not in taken:
                     without.setdefault(key, entry)
+                others.add(entry)
                 continue
             rank = self.choice.rank(entry.name)
             if problem is None and key in taken:
-                before = self.choice.rank(taken[key])
-                if rank > before:
-                    self.choice.took(taken[key], entry.name)
+                if self._stays(taken[key], entry, waiting, others):
                     continue
-                if waiting is None or rank == before:
-                    self._duplicate(key, entry)
-                    continue
-                self.choice.took(entry.name, waiting.name)
                 waiting = None
             if problem is None:
                 # What cannot be used as an image takes its key too: one row per key, not two.
@@ -190,16 +180,33 @@ class TarReader:
                 problem = bad_content(entry)
             if problem is not None:
                 self.left_out.append(problem)
-            elif rank:
+            elif rank or others.wanted:
                 # A better one may follow: members of a sample lie beside each other.
                 waiting = Member(key, entry.name, entry.offset, entry.read())
             else:
                 yield Member(key, entry.name, entry.offset, entry.read())
         if waiting is not None:
-            yield waiting  # it is whole, also where damage follows
+            # It is whole, also where damage follows.
+            yield from others.complete(waiting, self.left_out)
         if damage:
             raise damage[0]
         self.left_out += [no_image(key, entry) for key, entry in without.items()]
+
+    def _stays(
+        self, taken: str, entry: Entry, waiting: Member | None, others: OtherMembers
+    ) -> bool:
+        """Whether the image `taken` stays its sample's where `entry` is one, too."""
+        before, rank = self.choice.rank(taken), self.choice.rank(entry.name)
+        if rank > before:
+            self.choice.took(taken, entry.name)
+            others.add(entry)
+        elif waiting is None or rank == before:
+            self._duplicate(sample_key(entry.name), entry)
+        else:
+            self.choice.took(entry.name, waiting.name)
+            others.add_image(waiting)
+            return False
+        return True
 
     def _duplicate(self, key: str, entry: Entry) -> None:
         if self.on_damage == "strict":
@@ -344,6 +351,11 @@ def with_image_ext(shards: Sequence[Shard], image_ext: str) -> list[Shard]:
             )
         found.append(replace(shard, image_ext=image_ext))
     return found
+
+
+def with_members(shards: Sequence[Shard]) -> list[Shard]:
+    """Returns shards whose samples are read with all their members; an image of a folder is one."""
+    return [replace(s, is_whole=True) if isinstance(s, TarShard) else s for s in shards]
 
 
 def _until_damage(source: ForwardReader, damage: list[TarDamage]) -> Iterator[Entry]:

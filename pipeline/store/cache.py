@@ -23,7 +23,7 @@ from pipeline.store.manifest import (
     read_manifest,
 )
 from pipeline.store.receipts import ERRORS, RECEIPT, Receipt
-from pipeline.store.records.forms import FORMS
+from pipeline.store.records.forms import form_of
 from pipeline.store.run_file import claim_storage, difference, read_run, run_id
 from pipeline.store.storage import UNITS, Storage, open_storage
 from pipeline.store.units import UnitState, parse_unit
@@ -234,7 +234,7 @@ class Cache:
         receipt = self.receipt(unit)
         wanted = None if names is None else {"key", *names}
         records, stamps = receipt.records
-        form = FORMS[str(self.identity["store"])]
+        form = form_of(str(self.identity["store"]))
         try:
             with self.storage.local_copy(f"{UNITS}/{unit}/{records}", stamps) as path:
                 arrays = form.read(path, wanted, stamps)

@@ -19,7 +19,7 @@ from pipeline.store.manifest import (
     read_manifest,
 )
 from pipeline.store.receipts import Receipt
-from pipeline.store.records.forms import FORMS
+from pipeline.store.records.forms import form_of
 from pipeline.store.run_file import RUN_FILE
 from pipeline.store.storage import QUARANTINE, UNITS, Storage
 from pipeline.store.storage.local import ATTEMPTS
@@ -197,7 +197,7 @@ def _bad_records(cache: Cache, unit: str, receipt: Receipt) -> str | None:
     name, stamps = receipt.records
     rows, keys = 0, set[str]()
     with cache.storage.local_copy(f"{UNITS}/{unit}/{name}", stamps) as path:
-        for block in FORMS[str(cache.identity["store"])].read_blocks(path, None, stamps):
+        for block in form_of(str(cache.identity["store"])).read_blocks(path, None, stamps):
             rows += len(block["key"])
             keys.update(block["key"].tolist())
             for array, values in block.items():

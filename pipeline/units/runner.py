@@ -9,66 +9,29 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ltrp_core.errors import RequestError
 from pipeline.faults import fault_point
-from pipeline.inputs import OnDamage, Shard
-from pipeline.inputs.image_choice import checked_image_ext, notes_on_choices
-from pipeline.inputs.shards import with_image_ext
+from pipeline.inputs import Shard
+from pipeline.inputs.image_choice import notes_on_choices
+from pipeline.inputs.shards import with_image_ext, with_members
 from pipeline.store.cache import Cache, but_views, create_cache
 from pipeline.store.errors import RunMismatchError
 from pipeline.store.manifest import UnitRow
 from pipeline.store.run_file import begun_run, difference
 from pipeline.store.run_log import RunLog, cpus_of_units, note_on_cpus, read_log
 from pipeline.store.storage import open_storage
+from pipeline.store.units import unit_name
+from pipeline.units.options import ENOUGH_TO_JUDGE, ShardOptions, UnitOptions
 from pipeline.units.shares import parse_share
 from pipeline.units.work import NAMED, MakeStage, PendingUnit, UnitWork, WorkSettings
 from pipeline.workers import Outcome, RunMetrics, WorkerPool
-from stages.options import check_ranges, option
 from stages.options import identity as identity_of
 from stages.protocols import ArrayField, Bar, Progress, Summary
 
-_ENOUGH_TO_JUDGE = 1000
-"""Images below which no share of bad ones stops a run."""
 _MANIFEST_EVERY_S = 60.0
 """So that `status` of a long run need not read every receipt."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnitOptions:
-    """Options of every stage that writes units."""
-
-    store: Literal["zarr", "webdataset"] = option(
-        "zarr", help="form of the records: Zarr v3 arrays, or a WebDataset tar per unit"
-    )
-    on_damage: OnDamage = option(
-        "strict",
-        help="strict: a damaged shard fails; salvage: what was readable before the damage is kept",
-        changes_numbers=False,
-    )
-    max_bad: str = option(
-        "5%",
-        help=f"stop when more of the images ({_ENOUGH_TO_JUDGE} at least) are bad; 100% = never",
-        changes_numbers=False,
-    )
-    image_ext: str = option(
-        "",
-        absent="",
-        help="of tars: the image of a sample is the member of this ending, e.g. jpg or left.png; "
-        "empty: 0.jpg before 0.depth.png, common kinds before rare ones",
-    )
-    decode_threads: int = option(
-        0,
-        low=0,
-        help="threads per worker that decode ahead of the model; 0 = one per CPU",
-        changes_numbers=False,
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        parse_share("--max-bad", self.max_bad)
-        object.__setattr__(self, "image_ext", checked_image_ext(self.image_ext))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,9 +42,12 @@ class CacheRunner:
     shards: Sequence[Shard]
     pool: WorkerPool
     progress: Progress
-    options: UnitOptions = field(default_factory=UnitOptions)
+    options: ShardOptions = field(default_factory=UnitOptions)
     extends: Cache | None = None
     """A finished cache: only its units are made, of the very shards they were made from."""
+    beside: Cache | None = None
+    """A finished cache whose units are read beside the shards: each of the very shard it was made
+    from. The samples then come with all their members."""
 
     def begun(self) -> Mapping[str, Any]:
         """Returns the identity of the run that `out` holds already; empty at the start."""
@@ -160,7 +126,7 @@ class CacheRunner:
         return WorkSettings(
             cache=cache.url,
             run_id=cache.run_id,
-            store=self.options.store,
+            store=str(cache.identity["store"]),
             fields=dict(fields),
             on_damage=self.options.on_damage,
             decode_threads=self.options.decode_threads,
@@ -173,6 +139,8 @@ class CacheRunner:
             units, left_out = _of_cache(self.extends, units)
             if left_out:
                 summary.notes.append(f"{left_out} shard(s) are not in {self.extends.url}: left out")
+        if self.beside is not None:
+            units = _beside(self.beside, with_members([unit.shard for unit in units]))
         done = [unit for unit in units if unit.name in cache.rows]
         _check_unchanged(cache, done, self.progress, log)
         summary.skipped = len(done)
@@ -186,7 +154,7 @@ class _Run:
     summary: Summary
     log: RunLog
     metrics: RunMetrics
-    options: UnitOptions
+    options: ShardOptions
     pending: Sequence[PendingUnit]
     skipped: int
     started: float = field(default_factory=time.monotonic)
@@ -245,7 +213,7 @@ class _Run:
     def _check_bad(self) -> None:
         summary, limit = self.summary, parse_share("--max-bad", self.options.max_bad)
         n_in = summary.n_ok + summary.n_bad
-        if summary.n_bad > limit * max(n_in, _ENOUGH_TO_JUDGE) and not summary.stopped:
+        if summary.n_bad > limit * max(n_in, ENOUGH_TO_JUDGE) and not summary.stopped:
             summary.stopped = (
                 f"{summary.n_bad} of {n_in} images are bad, more than --max-bad "
                 f"{self.options.max_bad}; errors.parquet of each unit says why"
@@ -324,6 +292,38 @@ def _of_cache(cache: Cache, units: Sequence[PendingUnit]) -> tuple[list[PendingU
         PendingUnit(shard=by_name[name].shard, before=row) for name, row in cache.rows.items()
     ]
     return chosen, len(units) - len(chosen)
+
+
+def _beside(cache: Cache, shards: Sequence[Shard]) -> list[PendingUnit]:
+    """Returns the units to make, each with the unit of `cache` that is made from the same shard.
+
+    Raises:
+        RequestError: a shard has none, or one of a shard of another size.
+    """
+    units = {unit_name(shard.name): shard for shard in shards}
+    missing = [shard for name, shard in units.items() if name not in cache.rows]
+    if missing:
+        stage = cache.identity.get("stage")
+        raise RequestError(
+            f"{missing[0].path} has no unit in {cache.url} ({len(missing)} such shard(s)); run "
+            f"`{stage}` on it first, into the same folder and with the same --unit-size"
+        )
+    for name, shard in units.items():
+        row = cache.rows[name]
+        if shard.size != row.shard_size and row.damage is None:
+            raise RequestError(
+                f"{shard.path} is not what unit {name} of {cache.url} was made from "
+                f"({row.shard_size} bytes then, {shard.size} now); run `{cache.identity['stage']}` "
+                "again, into another --out, or bring the old shard back"
+            )
+    return [
+        PendingUnit(
+            shard=shard,
+            before=cache.rows[name],
+            made_before=f"unit {name} of {cache.url} was made of it",
+        )
+        for name, shard in units.items()
+    ]
 
 
 def _check_unchanged(

@@ -19,11 +19,11 @@ from pipeline.inputs import OnDamage, Shard
 from pipeline.inputs.samples import SampleStream
 from pipeline.store.manifest import UnitRow, check_same_members
 from pipeline.store.records.checks import RowDigests, check_records
-from pipeline.store.records.forms import FORMS
+from pipeline.store.records.forms import form_of
 from pipeline.store.storage import Storage, open_storage
 from pipeline.store.units import publish, seal, unit_name, write_errors
 from pipeline.workers import Slot
-from stages.protocols import ArrayField, Arrays, BadSample, UnitStage
+from stages.protocols import MEMBERS, ArrayField, Arrays, BadSample, JoiningStage, UnitStage
 
 MakeStage = Callable[[str], UnitStage]
 """Makes the stage on a device, `auto` = whatever there is; picklable and small."""
@@ -54,7 +54,9 @@ class PendingUnit:
 
     shard: Shard
     before: UnitRow | None = None
-    """The unit that views are appended to: of another content, its shard is refused."""
+    """A unit that was made of the shard before: of another content, the shard is refused."""
+    made_before: str = "it was scored first"
+    """How that unit came to be, for the message"""
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ class PendingUnit:
 
 
 class ChangedShardError(ValueError):
-    """A shard has another content than when it was scored before."""
+    """A shard has another content than when a unit was made of it before."""
 
 
 class NoGoodImageError(ValueError):
@@ -85,7 +87,9 @@ class UnitWork:
         started = time.monotonic()
         fault_point("before_read", unit.name)
         _check_space(self.storage, unit.shard, self.settings.fields)
-        form = FORMS[self.settings.store]
+        form = form_of(self.settings.store)
+        if isinstance(self.stage, JoiningStage):
+            self.stage.begin(unit.name)
         clock = {"model": 0.0, "write": 0.0}
         digests = RowDigests(self.settings.fields)
         n_ok = 0
@@ -111,7 +115,7 @@ class UnitWork:
                 if n_ok == 0:
                     check_any_good(unit.shard, stream.bad)
             elif stream.identity["sha256"] != unit.before.shard_sha256:
-                raise ChangedShardError(f"{unit.shard.path} changed since it was scored first")
+                raise ChangedShardError(f"{unit.shard.path} changed since {unit.made_before}")
             else:
                 check_same_members(unit.before, n_ok + len(stream.bad))
             fault_point("after_attempt_write", unit.name)
@@ -200,9 +204,10 @@ def _check_space(storage: Storage, shard: Shard, fields: Mapping[str, ArrayField
     row = sum(
         int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize
         for field in fields.values()
-        if field.dtype != "string"
+        if field.dtype not in ("string", MEMBERS)
     )
-    needed = _SPARE_BYTES + row * (shard.size // _FEW_BYTES_AN_IMAGE)
+    copied = shard.size if any(field.dtype == MEMBERS for field in fields.values()) else 0
+    needed = _SPARE_BYTES + copied + row * (shard.size // _FEW_BYTES_AN_IMAGE)
     if free < needed:
         raise OSError(
             errno.ENOSPC,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.records.forms import FORMS
-from stages.protocols import ArrayField, Arrays
+from pipeline.store.records.forms import form_at
+from stages.protocols import MEMBERS, ArrayField, Arrays
 
 
 class RowDigests:
@@ -31,6 +32,11 @@ class RowDigests:
                 for text in rows[name].tolist():
                     data = text.encode("utf-8", "surrogatepass")
                     self._digests[name].update(len(data).to_bytes(8, "little") + data)
+            elif field.dtype == MEMBERS:
+                for members in rows[name].tolist():
+                    for part in (str(len(members)).encode(), *itertools.chain(*members)):
+                        data = part.encode() if isinstance(part, str) else part
+                        self._digests[name].update(len(data).to_bytes(8, "little") + data)
             else:
                 plain = np.ascontiguousarray(rows[name], dtype=np.dtype(field.dtype))
                 self._digests[name].update(plain.view(np.uint8).reshape(-1).data)
@@ -53,7 +59,7 @@ def check_records(path: Path, fields: Mapping[str, ArrayField], expected: RowDig
     Raises:
         DamagedUnitError: names the array, the row and the rule.
     """
-    form = next(form for form in FORMS.values() if form.file == path.name)
+    form = form_at(path)
     found = RowDigests(fields)
     keys: set[str] = set()
     for block in form.read_blocks(path):
@@ -77,7 +83,7 @@ def check_records(path: Path, fields: Mapping[str, ArrayField], expected: RowDig
 
 def _breaks_rule(values: NDArray[Any], field: ArrayField) -> tuple[int, str] | None:
     """Returns the first row that breaks a rule of its field, and the rule."""
-    if field.dtype == "string" or not values.size:
+    if field.dtype in ("string", MEMBERS) or not values.size:
         return None
     if np.issubdtype(values.dtype, np.floating):
         wrong, rule = ~np.isfinite(values), "a value is not finite"

@@ -1,4 +1,7 @@
-"""The two forms of a unit's records: Zarr arrays, or a WebDataset tar. Same rows, same order."""
+"""The two forms of a unit's arrays: Zarr, or a WebDataset tar. Same rows, same order.
+
+A third one is of samples, which are files and no arrays: what `reduce` writes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from pipeline.store.records import tar_records, zarr_records
+from pipeline.store.records import sample_tars, tar_records, zarr_records
 from stages.protocols import ArrayField, Arrays
 
 
@@ -58,6 +61,28 @@ FORMS = {
     ),
 }
 """By the name that `--store` takes."""
+SAMPLES = "samples"
+_ALL = {
+    **FORMS,
+    SAMPLES: Form(
+        file="records.samples.tar",
+        writer=sample_tars.Writer,
+        read=sample_tars.read,
+        read_blocks=sample_tars.read_blocks,
+        read_fields=sample_tars.read_fields,
+        row_places=sample_tars.row_places,
+    ),
+}
+
+
+def form_of(store: str) -> Form:
+    """Returns the form that a run's identity calls `store`."""
+    return _ALL[store]
+
+
+def form_at(path: Path) -> Form:
+    """Returns the form of the records at a path, by its name."""
+    return next(form for form in _ALL.values() if form.file == path.name)
 
 
 def copy_records(source: Path, target: Path, form: Form) -> int:
@@ -68,7 +93,7 @@ def copy_records(source: Path, target: Path, form: Form) -> int:
     Raises:
         DamagedUnitError: `source` is unreadable.
     """
-    old = next(other for other in FORMS.values() if other.file == source.name)
+    old = form_at(source)
     count = 0
     with form.writer(target, old.read_fields(source)) as writer:
         for rows in old.read_blocks(source):
