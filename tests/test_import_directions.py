@@ -39,6 +39,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.recent_units",
     "stages.types",
     "stages.devices",
+    "stages.encoding",
     "stages.weights",
     "stages.training",
     "stages.evaluation",

@@ -12,7 +12,7 @@ from pipeline.commands.options import PATH, PLACE, finish, given, listed, unit_s
 from pipeline.console.progress import open_progress
 from pipeline.console.terminal import printable, say
 from pipeline.store.cache import Cache
-from pipeline.store.kinds import CACHES, open_cache_of
+from pipeline.store.kinds import CACHES, UNIT_FOLDERS, open_cache_of
 from pipeline.store.units import quarantine
 from pipeline.units.shares import parse_share
 
@@ -38,7 +38,7 @@ def status(cache: str, each: bool, as_json: bool) -> int:
     """
     from pipeline.inspection.status import format_status, read_status, to_json
 
-    found = read_status(open_cache_of("CACHE", cache, *CACHES))
+    found = read_status(open_cache_of("CACHE", cache, *UNIT_FOLDERS))
     say(to_json(found) if as_json else format_status(found, shards=each))
     return 1 if found.count("failed") else 0
 
@@ -65,7 +65,7 @@ def verify(cache: str, deep: bool, repair: bool, rescore: str | None, **options:
     share = None if rescore is None else parse_share("--rescore", rescore)
     if share is not None and not (options["shards"] and options["mae"]):
         raise RequestError("--rescore needs --shards and --mae, those the cache was scored with")
-    opened = open_cache_of("CACHE", cache, *CACHES)
+    opened = open_cache_of("CACHE", cache, *UNIT_FOLDERS)
     faults = list(problems(opened, deep=deep))
     for fault in faults:
         say(printable(fault.what))

@@ -21,7 +21,7 @@ from pipeline.console.signals import interrupt_on_signals
 from pipeline.console.terminal import printable, say
 from pipeline.inputs import Shard, find_shards
 from pipeline.runs.spec import STAGES
-from pipeline.units.runner import UnitOptions
+from pipeline.units.options import ShardOptions, UnitOptions
 from pipeline.workers import WorkerPool, open_pool
 from stages.options import Names
 from stages.protocols import Summary
@@ -81,7 +81,9 @@ class OneOf(click.ParamType):
         return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
 
-_PLACES = frozenset({"mae", "ranker", "teacher", "init", "init_from", "scratch", "weights"})
+_PLACES = frozenset(
+    {"mae", "ranker", "teacher", "init", "init_from", "scratch", "weights", "selections"}
+)
 """Options of configs that name a path, a model or a URL."""
 
 
@@ -192,9 +194,18 @@ def listed(patterns: Sequence[str], unit_size: int = 1000) -> list[Shard]:
 
 
 def on_shards(command: Command) -> Command:
-    """Adds the options of a stage that turns every shard into a unit."""
+    """Adds the options of a stage that turns every shard into a unit of arrays."""
+    return _on_shards(command, UnitOptions)
+
+
+def on_shards_only(command: Command) -> Command:
+    """Adds the same options for a stage whose units are no arrays: they have one form."""
+    return _on_shards(command, ShardOptions)
+
+
+def _on_shards(command: Command, config: type[ShardOptions]) -> Command:
     for add in (
-        config_options(UnitOptions),
+        config_options(config),
         _shard_timeout,
         ray_address_option,
         _workers,

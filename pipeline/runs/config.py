@@ -236,8 +236,9 @@ def _filled(section: Section, groups: Groups, shards: Any) -> Section:
         there = spread(given, groups)
         if there and key not in options:
             options[key] = there if key in spec.takes_several else there[0]
-    if "label" not in options and (called := labels(options.get("selections"), groups)):
-        options["label"] = called
+    called = labels(options.get("selections"), groups)
+    if called and "selections" in spec.takes_several:
+        options.setdefault("label", called)
     return Section(section.name, section.command, options, section.group)
 
 

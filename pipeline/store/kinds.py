@@ -16,6 +16,8 @@ from pipeline.store.storage import is_url
 
 CACHES = ("score", "select")
 """Commands whose output is a cache. Commands are called as they are typed: `evaluate patches`."""
+UNIT_FOLDERS = (*CACHES, "reduce")
+"""Those whose output is units with receipts, of arrays or of samples."""
 
 
 def kind_of(path: str | Path) -> str | None:
