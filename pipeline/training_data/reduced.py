@@ -77,6 +77,10 @@ class ReducedDataset(torch.utils.data.Dataset[Item]):
             )
         cache = open_cache_of("folder", folder, "reduce")
         self.folder = cache.url
+        self.image_size = int(cache.identity["image_size"])
+        """Side of the views that were cut into patches, px"""
+        self.patch_size = int(cache.identity["patch_size"])
+        """px"""
         self.keys: list[str] = []
         """Of the samples, by number"""
         paths, rows = [], []
