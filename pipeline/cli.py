@@ -24,7 +24,7 @@ _GROUPS = {
 }
 """Commands that stages are subcommands of."""
 COMMANDS = {
-    "demo": ("pipeline.commands.run:demo", "Score, select, evaluate and draw a few photographs."),
+    "demo": ("pipeline.commands.first_steps:demo", "Score, select, evaluate and draw a few photographs."),
     **{spec.typed[0]: _GROUPS.get(spec.typed[0], (spec.command, spec.line)) for spec in STAGES},
     "run": ("pipeline.commands.whole_runs:run", "Run all stages of a YAML file."),
     "submit": ("pipeline.commands.jobs:submit", "Run a command as a job of a Ray cluster."),

@@ -266,6 +266,23 @@ def test_an_unknown_command_or_option_is_wrong_use():
     assert "No such option" in run("score", "--shrds", "x", expect=2)[1]
 
 
+@pytest.mark.parametrize(
+    "words", [["pack"], ["demo"], ["status"], ["verify"], ["inspect"], ["run"]]
+)
+def test_help_of_what_needs_no_model_does_not_wait_for_torch(words):
+    code = (
+        "import sys\nfrom pipeline.cli import cli\n"
+        f"cli.main({words!r} + ['--help'], standalone_mode=False)\n"
+        "slow = {'torch', 'timm', 'ray'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Usage:" in ended.stdout
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys; import pipeline.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

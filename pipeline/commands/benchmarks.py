@@ -17,12 +17,12 @@ from pipeline.inspection.efficient_vit import BenchmarkVitConfig, benchmark, wri
 @out_option("benchmark-vit")
 @config_options(BenchmarkVitConfig)
 def benchmark_vit(out: Path, **options: Any) -> int:
-    """Count and time vision transformers with and without a ranker (Tab. 2).
+    """Count and time vision transformers with a ranker.
 
-    Weights are untrained: they do not change the work. Multiply-adds are counted by torch's
-    formulas; the column `fewer in all` has the ranker in it, which the paper leaves out. Both sides
-    are timed in turns, each at its fastest batch. Prints the table; writes it as text, Markdown,
-    CSV and Parquet, with a figure.
+    Tab. 2: each alone and with it. Weights are untrained: they do not change the work.
+    Multiply-adds are counted by torch's formulas; the column `fewer in all` has the ranker in it,
+    which the paper leaves out. Both sides are timed in turns, each at its fastest batch. Prints the
+    table; writes it as text, Markdown, CSV and Parquet, with a figure.
 
     Example: ltrp-pipeline benchmark-vit --model timm:vit_large_patch16_224 --count-only
     """

@@ -28,32 +28,16 @@ from pipeline.commands.options import (
 from pipeline.console.progress import open_progress
 from pipeline.console.signals import interrupt_on_signals
 from pipeline.console.terminal import printable, say
-from pipeline.packing import run_pack
 from pipeline.training.launch import Launch
 from pipeline.training.options import RunOptions, TrainingRunOptions
 from pipeline.units.run import run_append_views, run_score, run_select
 from pipeline.units.runner import UnitOptions
-from stages.pack import PackConfig
 from stages.pretrain_mae import PretrainConfig
 from stages.report import ReportConfig
 from stages.score import ScoreConfig
 from stages.select_patches import SelectConfig
 from stages.train_ranker import TrainRankerConfig
 from stages.training.classifier_config import TrainClassifierConfig
-
-
-@click.command()
-@click.argument("images", type=PATH)
-@out_option("shards")
-@config_options(PackConfig)
-def pack(images: Path, out: Path, **options: Any) -> int:
-    """Turn a folder of images into tar shards.
-
-    IMAGES is searched with its subfolders; the first subfolder names the class (ImageFolder).
-
-    Example: ltrp-pipeline pack photos --out shards
-    """
-    return finish(run_pack(PackConfig(**options), images, out, open_progress()))
 
 
 def _launch(workers: int, ray_address: str | None) -> Launch:
@@ -211,7 +195,7 @@ def train_classifier(
     ray_address: str | None,
     **options: Any,
 ) -> int:
-    """Fine-tune a classifier that sees the kept patches alone.
+    """Fine-tune a classifier on kept patches.
 
     A vision transformer is given the kept patches, each with its true position: those of
     --selections, or those that --selector chooses in every view as it is drawn; with neither, the
@@ -301,24 +285,3 @@ def report(shards: tuple[str, ...], label: tuple[str, ...], out: Path, **options
     config = cut(options, ReportConfig)
     inputs = ReportInputs(shards=listed(shards), labels=label, **options)
     return finish(run_report(config, inputs, out, open_progress()))
-
-
-@click.command()
-@out_option("demo-out")
-@click.option("--train", is_flag=True, help="an autoencoder and a ranker from scratch: minutes")
-@click.option("--quick", is_flag=True, help="with --train: a short one, within 90 s on two cores")
-def demo(out: Path, train: bool, quick: bool) -> int:
-    """Score, select, evaluate and draw a few photographs.
-
-    The photographs are ten that scikit-image, scikit-learn and matplotlib ship, and two crops of
-    them; masked autoencoder and ranker are mae_tiny and ranker_tiny, which the package carries, or
-    with --train new ones that learn from these photographs alone. Ends with a table and
-    OUT/report/index.html.
-
-    Example: ltrp-pipeline demo --out demo-out
-    """
-    from pipeline.demo.demo import FULL, QUICK, run_demo
-
-    if quick and not train:
-        raise click.UsageError("--quick shortens a training: pass --train, too, or leave it out")
-    return run_demo(out, training=None if not train else QUICK if quick else FULL)

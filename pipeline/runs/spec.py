@@ -121,7 +121,7 @@ def _after_classifier(options: Options, output: str) -> Sequence[str] | None:
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         name="pack",
-        command="pipeline.commands.run:pack",
+        command="pipeline.commands.first_steps:pack",
         line="Turn a folder of images into tar shards.",
         configs=("stages.pack:PackConfig",),
         next=_after_pack,
