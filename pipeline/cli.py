@@ -6,6 +6,7 @@ when they are called, so that `--help` does not wait for torch.
 
 from __future__ import annotations
 
+import difflib
 import io
 import sys
 
@@ -19,12 +20,17 @@ from pipeline.console.terminal import guard_messages, printable, say, say_traceb
 from pipeline.remote import RemoteError, is_remote, remote_error
 from pipeline.runs.spec import STAGES, load
 
+COMPLETE = "_LTRP_PIPELINE_COMPLETE"
+"""The variable by which a shell asks for completion: see `completion`."""
 _GROUPS = {
     "evaluate": ("pipeline.commands.evaluations:evaluate", "Measure selections and scores."),
 }
 """Commands that stages are subcommands of."""
 COMMANDS = {
-    "demo": ("pipeline.commands.first_steps:demo", "Score, select, evaluate and draw a few photographs."),
+    "demo": (
+        "pipeline.commands.first_steps:demo",
+        "Score, select, evaluate and draw a few photographs.",
+    ),
     **{spec.typed[0]: _GROUPS.get(spec.typed[0], (spec.command, spec.line)) for spec in STAGES},
     "run": ("pipeline.commands.whole_runs:run", "Run all stages of a YAML file."),
     "submit": ("pipeline.commands.jobs:submit", "Run a command as a job of a Ray cluster."),
@@ -36,6 +42,10 @@ COMMANDS = {
     "benchmark-vit": (
         "pipeline.commands.benchmarks:benchmark_vit",
         "Count and time vision transformers with a ranker.",
+    ),
+    "completion": (
+        "pipeline.commands.first_steps:completion",
+        "Print what makes a shell complete commands.",
     ),
     "doctor": ("pipeline.commands.health:doctor", "Tell whether this machine can do a run."),
     "plan": ("pipeline.commands.planning:plan", "Tell what `score` would take."),
@@ -57,6 +67,15 @@ class _LazyGroup(click.Group):
         command: click.Command = load(COMMANDS[cmd_name][0])
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        close = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+        if name not in COMMANDS and not name.startswith("-") and close:
+            ctx.fail(f"No such command {name!r}; did you mean {' or '.join(close)}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -76,7 +95,7 @@ def main() -> None:
     interrupt_on_signals()
     guard_messages()
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False, complete_var=COMPLETE)
     except (click.exceptions.Abort, KeyboardInterrupt):
         status = _fail("interrupted; run the same command again to go on from here", 130)
     except click.ClickException as error:

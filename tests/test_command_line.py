@@ -1,6 +1,7 @@
 """The whole pipeline through the command line, on real photographs of 150 x 180 px."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -262,7 +263,8 @@ def test_the_table_of_commands_is_whole_and_every_help_has_an_example():
 
 
 def test_an_unknown_command_or_option_is_wrong_use():
-    assert "No such command 'scor'" in run("scor", expect=2)[1]
+    assert "No such command 'scor'; did you mean score" in run("scor", expect=2)[1]
+    assert "No such command 'xyzzy'" in run("xyzzy", expect=2)[1]
     assert "No such option" in run("score", "--shrds", "x", expect=2)[1]
 
 
@@ -281,6 +283,30 @@ def test_help_of_what_needs_no_model_does_not_wait_for_torch(words):
     )
     assert ended.returncode == 0, ended.stderr
     assert "Usage:" in ended.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell):
+    assert "_LTRP_PIPELINE_COMPLETE" in run("completion", shell)[0]
+
+
+def test_commands_options_and_choices_are_completed():
+    def completed(line):
+        words = line.split(" ")
+        asked = {
+            "_LTRP_PIPELINE_COMPLETE": "bash_complete",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        ended = subprocess.run(
+            PROGRAM, env={**os.environ, **asked}, capture_output=True, text=True, check=True
+        )
+        return [found.partition(",")[2] for found in ended.stdout.splitlines()]
+
+    assert completed("ltrp-pipeline sc") == ["score"]
+    assert "--shard-size" in completed("ltrp-pipeline pack --sha")
+    assert completed("ltrp-pipeline completion f") == ["fish"]
+    assert "grad-cam" in completed("ltrp-pipeline select --selector g")
 
 
 def test_help_does_not_wait_for_torch():

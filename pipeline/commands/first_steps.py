@@ -1,4 +1,4 @@
-"""The commands that need nothing yet: images into shards, and the demo. None waits for torch."""
+"""The commands that need nothing yet: shards, the demo, completion. None waits for torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from pipeline.commands.options import PATH, config_options, finish, out_option
 from pipeline.console.progress import open_progress
+from pipeline.console.terminal import say
 from pipeline.packing import run_pack
 from stages.pack import PackConfig
 
@@ -46,3 +48,21 @@ def demo(out: Path, train: bool, quick: bool) -> int:
     if quick and not train:
         raise click.UsageError("--quick shortens a training: pass --train, too, or leave it out")
     return run_demo(out, training=None if not train else QUICK if quick else FULL)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print what makes a shell complete commands.
+
+    Options, choices and the package's own names are completed, too. Put the line into the file that
+    your shell reads at its start: ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.
+
+    Example: ltrp-pipeline completion bash >> ~/.bashrc
+    """
+    from pipeline.cli import COMPLETE, cli
+
+    made = get_completion_class(shell)
+    assert made is not None
+    say(made(cli, {}, "ltrp-pipeline", COMPLETE).source(), nl=True)
+    return 0
