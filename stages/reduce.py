@@ -19,18 +19,14 @@ from ltrp_core.tiles import MEAN_COLOR, to_sheet
 from ltrp_core.views import View, render_view
 from stages.encoding import BLOCK_420, BLOCK_444, ENDINGS, Format, encode
 from stages.options import check_ranges, identity, option
-from stages.protocols import MEMBERS, ArrayField, Arrays, CacheReader, Sample, Summary, UnitRunner
-from stages.records import kept_name, recorded_view
+from stages.protocols import Arrays, CacheReader, Sample, Summary, UnitRunner
+from stages.records import SAMPLE_FIELDS, kept_name, object_rows, recorded_view
 from stages.types import SelectRun
 
 SCHEMA = 1
 """Of what is written"""
 KEPT = "kept"
 """What was kept of a sample: the key of its JSON"""
-FIELDS: Mapping[str, ArrayField] = {
-    "key": ArrayField(dtype="string", shape=(), fill=""),
-    "members": ArrayField(dtype=MEMBERS, shape=(), fill=()),
-}
 _JSON = "json"
 _QUALITY = 90
 _AT_A_TIME = 32
@@ -113,10 +109,10 @@ class UnitReducer:
         row = self._row(sample)
         kept = np.sort(self._arrays[kept_name(self.config.keep_ratio)][row].astype(np.int64))
         view = recorded_view(self._arrays, row)
-        members, own = list(sample.members[1:]), b""
-        if any(ending.lower() == _JSON for ending, _ in members):
-            own = next(content for ending, content in members if ending.lower() == _JSON)
-            members = [member for member in members if member[0].lower() != _JSON]
+        members = list(sample.members[1:])
+        document = next((m for m in members if m[0].lower() == _JSON), (_JSON, b""))
+        own = document[1]
+        members = [member for member in members if member is not document]
         picture = sample.members[0]
         if self.config.form != "indices":
             pixels = self._pixels(sample.image, view, kept)
@@ -130,12 +126,12 @@ class UnitReducer:
     def batches(
         self, prepared: Iterable[tuple[str, tuple[tuple[str, bytes], ...]]]
     ) -> Iterator[Arrays]:
-        """Yields the arrays of `FIELDS` for the samples that come, some at a time."""
+        """Yields the arrays of `SAMPLE_FIELDS` for the samples that come, some at a time."""
         samples = iter(prepared)
         while group := list(itertools.islice(samples, _AT_A_TIME)):
             yield {
-                name: _objects([sample[number] for sample in group])
-                for number, name in enumerate(FIELDS)
+                name: object_rows([sample[number] for sample in group])
+                for number, name in enumerate(SAMPLE_FIELDS)
             }
 
     def take_notes(self) -> list[str]:
@@ -241,7 +237,7 @@ def run(
         "schema": SCHEMA,
     }
     make = functools.partial(UnitReducer, config, made, open_selections, image_suffixes)
-    return units.run("reduce", make, identity=reduced_by, fields=FIELDS)
+    return units.run("reduce", make, identity=reduced_by, fields=SAMPLE_FIELDS)
 
 
 def _block(config: ReduceConfig, patch_size: int) -> int:
@@ -262,12 +258,20 @@ def _block(config: ReduceConfig, patch_size: int) -> int:
 
 def _label(members: Iterable[tuple[str, bytes]], own: bytes) -> int | None:
     """Returns the sample's class by its `.cls`, else by its JSON; None if that is no number."""
-    for ending, content in members:
-        if ending.lower() == "cls" and content.strip().isdigit():
-            return int(content)
     document = _parsed(own)
-    values = [document[key] for key in _LABELS if key in document]
-    return values[0] if values and type(values[0]) is int else None
+    values = [
+        *(
+            int(content)
+            for ending, content in members
+            if ending.lower() == "cls" and _is_number(content)
+        ),
+        *(document[key] for key in _LABELS if key in document),
+    ]
+    return values[0] if values and type(values[0]) is int and 0 <= values[0] < 2**63 else None
+
+
+def _is_number(content: bytes) -> bool:
+    return len(content) < 20 and content.strip().isdigit()
 
 
 def _merged(own: bytes, kept: Mapping[str, Any]) -> bytes:
@@ -287,11 +291,3 @@ def _parsed(own: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _objects(values: list[Any]) -> NDArray[Any]:
-    """Returns an array (N,) of objects; NumPy would look into tuples."""
-    array = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        array[number] = value
-    return array

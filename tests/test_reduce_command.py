@@ -249,6 +249,32 @@ def test_json_that_is_no_object_is_kept_as_text(photographs, make_tar, tmp_path)
     assert found["c"]["kept"]["label"] is None
 
 
+@pytest.mark.parametrize(
+    ("beside", "label"),
+    [
+        ({"cls": b" 7\n", "json": b'{"label": 1}'}, 7),
+        ({"json": b'{"label": 1}'}, 1),
+        ({"cls": b"cat", "json": b'{"class_id": 2}'}, 2),
+        ({"cls": b"9" * 30}, None),
+        ({"json": b'{"label": [1, 2]}'}, None),
+        ({"json": b'{"label": true}'}, None),
+        ({"txt": b"7"}, None),
+    ],
+)
+def test_the_label_is_the_class_number_that_lies_beside_an_image(
+    beside, label, photographs, make_tar, tmp_path
+):
+    members = [(f"a.{ending}", content) for ending, content in beside.items()]
+    make_tar(tmp_path / "a.tar", [("a.jpg", photographs["cat_0"]), *members])
+    run("select", "--shards", tmp_path / "a.tar", "--out", tmp_path / "s", *SELECTOR)
+    reduce(tmp_path / "a.tar", tmp_path / "s", tmp_path / "r")
+    found = samples_of(tmp_path / "r")["a"]
+    assert kept_of(found)["label"] == label
+    assert {ending: found[ending] for ending in beside if ending != "json"} == {
+        ending: content for ending, content in beside.items() if ending != "json"
+    }
+
+
 def test_a_folder_of_images_is_reduced_like_tars(photo_folder, tmp_path):
     (photo_folder / "cat" / "cat_0.jpg").rename(photo_folder / "cat" / "cat.0.jpg")
     run("select", "--shards", photo_folder, "--out", tmp_path / "s", *SELECTOR, "--unit-size", 7)

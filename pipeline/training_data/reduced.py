@@ -131,8 +131,8 @@ class ReducedStream(torch.utils.data.IterableDataset[Item]):
     """The samples of a folder of `reduce`, shard after shard.
 
     Each loader process, of each training process of torch.distributed, reads shards of its own, so
-    they give unequal numbers of samples; `set_epoch` draws another order. Every shard is compared
-    with its sha256 as it is read.
+    they give unequal numbers of samples, and none where there are more of them than shards;
+    `set_epoch` draws another order. Every shard is compared with its sha256 as it is read.
     """
 
     def __init__(

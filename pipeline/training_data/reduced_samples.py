@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import DamagedFileError, RequestError
-from ltrp_core.parsing import parse_json_object
 from ltrp_core.tiles import sheet_tiles
 from ltrp_core.views import View, render_view
 from pipeline.inputs.images import ImageError, decode_image
@@ -31,8 +31,8 @@ def decode_sample(picture: bytes, document: bytes) -> dict[str, Tensor]:
     Raises:
         DamagedFileError: one of them is not what `reduce` writes.
     """
-    kept: Any = parse_json_object(document, "its JSON").get("kept")
     try:
+        kept = json.loads(document)["kept"]
         label = kept["label"]
         indices, grid = np.array(kept["indices"], dtype=np.int64), int(kept["grid"])
         patches = torch.from_numpy(_patches(picture, kept, indices))

@@ -18,14 +18,11 @@ from pipeline.inputs.keys import sample_key
 from pipeline.inputs.sample_members import ending_of
 from pipeline.inputs.tar_members import ForwardReader, TarDamage, walk
 from pipeline.store.errors import DamagedUnitError
-from stages.protocols import MEMBERS, ArrayField, Arrays
+from stages.protocols import ArrayField, Arrays
+from stages.records import SAMPLE_FIELDS, object_rows
 
 Sample = tuple[tuple[str, bytes], ...]
 """Ending and content of each member"""
-FIELDS: Mapping[str, ArrayField] = {
-    "key": ArrayField(dtype="string", shape=(), fill=""),
-    "members": ArrayField(dtype=MEMBERS, shape=(), fill=()),
-}
 _BLOCK_BYTES = 16 << 20
 _BLOCK_ROWS = 4096
 
@@ -34,7 +31,7 @@ class Writer:
     """Writes samples as they come; the bytes are a function of the samples alone."""
 
     def __init__(self, path: Path, fields: Mapping[str, ArrayField]) -> None:
-        del fields  # always FIELDS
+        del fields  # always SAMPLE_FIELDS
         self._file = path.open("wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
 
@@ -70,7 +67,7 @@ def read(
     blocks = list(read_blocks(path, names, stamps))
     return {
         name: np.concatenate([np.empty(0, dtype=object), *(block[name] for block in blocks)])
-        for name in FIELDS
+        for name in SAMPLE_FIELDS
         if names is None or name in names
     }
 
@@ -98,7 +95,7 @@ def read_blocks(
 def read_fields(path: Path) -> dict[str, ArrayField]:
     """Returns what the arrays are."""
     del path
-    return dict(FIELDS)
+    return dict(SAMPLE_FIELDS)
 
 
 def row_places(
@@ -118,18 +115,10 @@ def _no_array(path: Path, name: str) -> NoReturn:
 
 def _block(rows: list[tuple[str, Sample]], names: Collection[str] | None) -> Arrays:
     arrays: Arrays = {}
-    for number, name in enumerate(FIELDS):
+    for number, name in enumerate(SAMPLE_FIELDS):
         if names is None or name in names:
-            arrays[name] = objects([row[number] for row in rows])
+            arrays[name] = object_rows([row[number] for row in rows])
     return arrays
-
-
-def objects(values: list[Any]) -> NDArray[Any]:
-    """Returns an array (N,) of any objects; NumPy would look into tuples."""
-    array = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        array[number] = value
-    return array
 
 
 def _samples(path: Path, stamps: Mapping[str, str]) -> Iterator[tuple[str, Sample]]:

@@ -10,6 +10,7 @@ import timm
 import torch
 from command_line import run
 from PIL import Image
+from s3_server import s3_bucket
 from torch.utils.data import ConcatDataset, DataLoader
 
 from ltrp_core.errors import DamagedFileError, RequestError
@@ -255,3 +256,16 @@ def test_another_folder_is_refused(made) -> None:
         ReducedDataset(made / "sel")
     with pytest.raises(RequestError, match="ReducedStream"):
         ReducedDataset("s3://bucket/reduced")
+
+
+@pytest.mark.slow
+def test_what_is_reduced_into_an_object_store_is_the_same_and_is_streamed_from_it(made) -> None:
+    with s3_bucket() as bucket:
+        run("reduce", "--shards", made / "shards", "--selections", made / "sel",
+            "--out", f"{bucket}/reduced", "--workers", 0)  # fmt: skip
+        run("verify", f"{bucket}/reduced", "--deep")
+        found = list(ReducedStream(f"{bucket}/reduced"))
+    expected_items = list(ReducedStream(made / "patches"))
+    assert len(found) == len(expected_items) == 12
+    for ours, theirs in zip(found, expected_items):
+        assert_equal(ours, theirs)

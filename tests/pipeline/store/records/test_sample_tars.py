@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.errors import DamagedUnitError
-from pipeline.store.records import sample_tars
 from pipeline.store.records.checks import RowDigests, check_records
 from pipeline.store.records.forms import SAMPLES, form_at, form_of
+from stages.records import SAMPLE_FIELDS, object_rows
 
 FORM = form_of(SAMPLES)
 ENDING = st.sampled_from(["jpg", "json", "cls", "left.npy", "x y", "JPG", "é"])
@@ -18,14 +18,14 @@ SAMPLE = st.lists(st.tuples(ENDING, st.binary(max_size=20)), min_size=1, max_siz
 
 def rows(samples):
     return {
-        "key": sample_tars.objects([f"folder {'ü' * 60}/k{n}" for n in range(len(samples))]),
-        "members": sample_tars.objects([tuple(sample) for sample in samples]),
+        "key": object_rows([f"folder {'ü' * 60}/k{n}" for n in range(len(samples))]),
+        "members": object_rows([tuple(sample) for sample in samples]),
     }
 
 
 def write(path, values, step=1000):
-    digests = RowDigests(sample_tars.FIELDS)
-    with FORM.writer(path, sample_tars.FIELDS) as writer:
+    digests = RowDigests(SAMPLE_FIELDS)
+    with FORM.writer(path, SAMPLE_FIELDS) as writer:
         for start in range(0, len(values["key"]), step):
             part = {name: array[start : start + step] for name, array in values.items()}
             digests.update(part)
@@ -72,15 +72,15 @@ def test_other_samples_than_were_given_are_seen_before_a_unit_is_committed(
     write(path, rows(written))
     digests = write(tmp_path / "other", rows(given_samples))
     with pytest.raises(DamagedUnitError, match="'members' does not read back as written"):
-        check_records(path, sample_tars.FIELDS, digests)
+        check_records(path, SAMPLE_FIELDS, digests)
 
 
 @pytest.mark.parametrize("cut", [1, 513, 1025, 2000])
 def test_a_cut_tar_is_damage_and_not_fewer_samples(cut, tmp_path) -> None:
     path = tmp_path / FORM.file
     write(path, {
-        "key": sample_tars.objects(["a", "b"]),
-        "members": sample_tars.objects([(("jpg", b"1"),), (("jpg", b"2"),)]),
+        "key": object_rows(["a", "b"]),
+        "members": object_rows([(("jpg", b"1"),), (("jpg", b"2"),)]),
     })  # fmt: skip
     path.write_bytes(path.read_bytes()[:-cut][: 4 * 512 + 1000 - cut])
     with pytest.raises(DamagedUnitError, match="unreadable samples"):
