@@ -269,3 +269,17 @@ def test_what_is_reduced_into_an_object_store_is_the_same_and_is_streamed_from_i
     assert len(found) == len(expected_items) == 12
     for ours, theirs in zip(found, expected_items):
         assert_equal(ours, theirs)
+
+
+def test_training_processes_share_the_shards(made, monkeypatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    counts, seen = [], []
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        items = list(ReducedStream(made / "patches", shuffle=True))
+        counts.append(len(items))
+        seen += [float(item["patches"].sum()) for item in items]
+    assert counts == [8, 4]  # of three shards
+    everything = [float(item["patches"].sum()) for item in ReducedDataset(made / "patches")]
+    assert sorted(seen) == sorted(everything)
