@@ -19,6 +19,8 @@ from ltrp_core.views import View, render_view
 from pipeline.inputs.images import ImageError, decode_image
 
 _NO_LABEL = -1
+_WRONG = (KeyError, IndexError, TypeError, ValueError, RuntimeError, ImageError, RequestError)
+"""What other bytes than those of `reduce` end in"""
 
 
 def decode_sample(picture: bytes, document: bytes) -> dict[str, Tensor]:
@@ -34,13 +36,16 @@ def decode_sample(picture: bytes, document: bytes) -> dict[str, Tensor]:
     try:
         kept = json.loads(document)["kept"]
         label = kept["label"]
-        indices, grid = np.array(kept["indices"], dtype=np.int64), int(kept["grid"])
-        patches = torch.from_numpy(_patches(picture, kept, indices))
-        places = np.append(indices, grid**2 - 1)
-        coord = torch.from_numpy(np.stack([places // grid, places % grid], axis=1))
-        valid = torch.from_numpy(np.arange(len(places)) < len(indices))
+        indices, grid = kept["indices"], int(kept["grid"])
+        # One slot more, the anchor's: see `naflex_input`.
+        places = np.array([*indices, grid**2 - 1])
+        patches = torch.from_numpy(_patches(picture, kept, places[:-1]))
+        coord = torch.from_numpy(_coordinates(grid)[places])
+        is_valid = np.ones(len(places), dtype=np.bool_)
+        is_valid[-1] = False
+        valid = torch.from_numpy(is_valid)
         number = torch.tensor(_NO_LABEL if label is None else int(label))
-    except (KeyError, TypeError, ValueError, RuntimeError, ImageError, RequestError) as error:
+    except _WRONG as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise DamagedFileError(f"is not what `reduce` writes ({what})") from error
     return {"patches": patches, "patch_coord": coord, "patch_valid": valid, "label": number}
@@ -77,6 +82,12 @@ def with_anchor(tiles: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     kept += shift
     found[count] = 0.0
     return found[: count + 1]
+
+
+@functools.cache
+def _coordinates(grid: int) -> NDArray[np.int64]:
+    """Returns row and column (L, 2) of every patch."""
+    return np.stack(np.divmod(np.arange(grid**2), grid), axis=1)
 
 
 @functools.cache
