@@ -33,6 +33,7 @@ SCRIPTS = (
     "train.py",
     "select_patches.py",
     "select_cost.py",
+    "reduce.py",
     "evaluate.py",
 )
 _MARK = "\n## "
