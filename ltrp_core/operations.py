@@ -71,7 +71,9 @@ def _only_torchs_products() -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     def __torch_dispatch__(
         self,
