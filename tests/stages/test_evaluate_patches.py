@@ -513,7 +513,7 @@ def test_a_selection_that_is_compared_with_the_chosen_one_has_one_line_a_ratio()
     ("options", "says"),
     [
         ({"against": "rankr"}, r"'rankr'; did you mean ranker"),
-        ({"against": "patch varience"}, r"did you mean patch variance or patch variance 2\?"),
+        ({"against": "patch varianc"}, r"did you mean patch variance or patch variance 2\?"),
         ({"against": "teacher"}, "pass its cache as --teacher"),
         ({"against": "ranker", "keep_ratio": (0.1,)}, "none of the keep ratios 0.1; take"),
     ],
