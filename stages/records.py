@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,8 @@ from numpy.typing import NDArray
 from ltrp_core.errors import RequestError
 from ltrp_core.partitions import masked_patches
 from ltrp_core.views import View
-from stages.protocols import MEMBERS, ArrayField, Arrays
+from stages.protocols import ArrayField, Arrays
 from stages.types import ScoreRun
-
-SAMPLE_FIELDS: Mapping[str, ArrayField] = {
-    "key": ArrayField(dtype="string", shape=(), fill=""),
-    "members": ArrayField(dtype=MEMBERS, shape=(), fill=()),
-}
-"""The arrays of a unit that is samples and no arrays."""
-
-
-def object_rows(values: Sequence[object]) -> NDArray[Any]:
-    """Returns an array (N,) of any objects; `np.array` would look into tuples."""
-    rows = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        rows[number] = value
-    return rows
 
 
 def stack_rows(rows: Sequence[object] | NDArray[Any], field: ArrayField) -> NDArray[Any]:

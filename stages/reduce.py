@@ -20,7 +20,8 @@ from ltrp_core.views import View, render_view
 from stages.encoding import BLOCK_420, BLOCK_444, ENDINGS, Format, encode
 from stages.options import check_ranges, identity, option
 from stages.protocols import Arrays, CacheReader, Sample, Summary, UnitRunner
-from stages.records import SAMPLE_FIELDS, kept_name, object_rows, recorded_view
+from stages.records import kept_name, recorded_view
+from stages.sample_rows import SAMPLE_FIELDS, object_rows
 from stages.types import SelectRun
 
 SCHEMA = 1

@@ -19,7 +19,7 @@ from pipeline.inputs.sample_members import ending_of
 from pipeline.inputs.tar_members import ForwardReader, TarDamage, walk
 from pipeline.store.errors import DamagedUnitError
 from stages.protocols import ArrayField, Arrays
-from stages.records import SAMPLE_FIELDS, object_rows
+from stages.sample_rows import SAMPLE_FIELDS, object_rows
 
 Sample = tuple[tuple[str, bytes], ...]
 """Ending and content of each member"""

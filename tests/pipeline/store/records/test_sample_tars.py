@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.store.errors import DamagedUnitError
 from pipeline.store.records.checks import RowDigests, check_records
 from pipeline.store.records.forms import SAMPLES, form_at, form_of
-from stages.records import SAMPLE_FIELDS, object_rows
+from stages.sample_rows import SAMPLE_FIELDS, object_rows
 
 FORM = form_of(SAMPLES)
 ENDING = st.sampled_from(["jpg", "json", "cls", "left.npy", "x y", "JPG", "é"])
