@@ -33,6 +33,7 @@ STAGES_MAY_IMPORT_OF_OURS = (
     "stages.options",
     "stages.named_weights",
     "stages.records",
+    "stages.sample_rows",
     "stages.selection_arrays",
     "stages.selectors",
     "stages.score_maps",
