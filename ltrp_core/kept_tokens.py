@@ -54,6 +54,27 @@ def token_grid(model: nn.Module) -> TokenGrid:
     return TokenGrid(tuple(embed.grid_size), tuple(embed.proj.stride))
 
 
+def square_token_grid(model: nn.Module) -> TokenGrid:
+    """Returns `token_grid` of a transformer with square images and patches.
+
+    Raises:
+        RequestError: it is another kind of model, or one of them is not square.
+    """
+    sizes = token_grid(model)
+    if sizes.grid[0] != sizes.grid[1] or sizes.patch[0] != sizes.patch[1]:
+        raise RequestError(f"the transformer has {sizes}; pass one with a square grid")
+    return sizes
+
+
+def can_drop_patches(model: nn.Module) -> bool:
+    """Returns whether a model can be given some patches only: see `token_grid`."""
+    try:
+        token_grid(model)
+    except RequestError:
+        return False
+    return True
+
+
 def kept_output(vit: nn.Module, images: Tensor, kept: Tensor) -> Tensor:
     """Returns a transformer's output (B, classes) where it is given the patches `kept` alone.
 

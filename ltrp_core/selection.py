@@ -38,6 +38,19 @@ def num_kept(keep_ratio: float, length: int) -> int:
     return keep
 
 
+def check_keep(keep: int, length: int) -> None:
+    """Checks k of L patches.
+
+    Raises:
+        RequestError: it is not from 1 to L.
+    """
+    if not 1 <= keep <= length:
+        raise RequestError(
+            f"k out of range: k must be from 1 to L = {length}; got {keep}. "
+            "Use num_kept() to turn a ratio into k."
+        )
+
+
 def num_homogeneous(homogeneous: float, keep: int) -> int:
     """Returns h = floor(homogeneous * k + 0.5): how many of k kept patches stand for regions.
 
@@ -174,11 +187,7 @@ def _check_scores(scores: Tensor, keep: int) -> None:
         raise RequestError(
             f"scores must be (B, L); got {tuple(scores.shape)}. Pass one row per image."
         )
-    if not 1 <= keep <= scores.shape[1]:
-        raise RequestError(
-            f"k out of range: k must be from 1 to L = {scores.shape[1]}; got {keep}. "
-            "Use num_kept() to turn a ratio into k."
-        )
+    check_keep(keep, scores.shape[1])
     if not bool(scores.isfinite().all()):
         raise RequestError(
             "scores must be finite; found nan or inf. Check the model that produced them."

@@ -21,7 +21,7 @@ from ltrp_core.selectors import (
     create_selector,
     selector_spec,
 )
-from ltrp_core.selectors.base import HOMOGENEOUS, PATCH_SIZE, check_options
+from ltrp_core.selectors.base import ITS_OWN, PATCH_SIZE, check_options, settled_homogeneous
 from ltrp_core.views import Crop, normalize, render_view
 from stages.devices import resolve_device
 from stages.named_weights import as_texts
@@ -44,7 +44,6 @@ from stages.selectors import (
 from stages.types import PLAIN_SCORE, SelectRun
 from stages.weights import check_same_file
 
-_ITS_OWN = -1.0
 _SHORTHANDS = ("ranker", "teacher", "baseline", "selector")
 
 
@@ -90,8 +89,8 @@ class SelectConfig:
         (0.25, 0.5, 0.75), low=0.0, high=1.0, help="share of kept patches; may be given repeatedly"
     )
     homogeneous: float = option(
-        _ITS_OWN,
-        low=_ITS_OWN,
+        ITS_OWN,
+        low=ITS_OWN,
         high=1.0,
         help="share of the kept from homogeneous regions (Tab. 1e); -1: 0.2, and 0 of the methods "
         "of other papers",
@@ -136,8 +135,9 @@ class SelectConfig:
         if self.weights and not self.selector:
             raise RequestError(f"--{given[0]} names its weights itself; leave --weights out")
         self._check_weights()
-        self._settle_homogeneous()
-        # One form whatever the order and the spelling: it is part of the run's identity.
+        keeps = self.method == TEACHER or selector_spec(self.method).keeps_homogeneous
+        # Settled, and in one form whatever the order and the spelling: the run's identity has it.
+        object.__setattr__(self, "homogeneous", settled_homogeneous(self.homogeneous, keeps))
         object.__setattr__(self, "prior", as_texts(prior_weights(self.prior)))
 
     def _check_weights(self) -> None:
@@ -148,18 +148,6 @@ class SelectConfig:
             raise RequestError("--selector teacher needs --weights, a cache of `score`")
         elif self.model or self.faithful:
             raise RequestError("--teacher has neither --model nor --faithful; leave them out")
-
-    def _settle_homogeneous(self) -> None:
-        """Puts the selector's own share in the place of -1: it is part of the run's identity."""
-        if self.homogeneous == _ITS_OWN:
-            spec = None if self.method == TEACHER else selector_spec(self.method)
-            keeps = spec is None or spec.keeps_homogeneous
-            object.__setattr__(self, "homogeneous", HOMOGENEOUS if keeps else 0.0)
-        elif self.homogeneous < 0:
-            raise RequestError(
-                f"--homogeneous is {self.homogeneous}, out of range 0.0 .. 1.0; -1 is the "
-                "selector's own"
-            )
 
     @property
     def method(self) -> str:

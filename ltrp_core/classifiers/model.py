@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ltrp_core.classifiers.fillings import FILLINGS, fill
 from ltrp_core.classifiers.normalization import Normalization
 from ltrp_core.errors import RequestError, first_line, unknown_name
-from ltrp_core.kept_tokens import kept_output, token_grid
+from ltrp_core.kept_tokens import can_drop_patches, kept_output, token_grid
 from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.precision import float32_kept
 
@@ -62,11 +62,7 @@ class FrozenClassifier:
     @property
     def drops_tokens(self) -> bool:
         """Whether it can be given some patches only."""
-        try:
-            token_grid(self.model)
-        except RequestError:
-            return False
-        return True
+        return can_drop_patches(self.model)
 
     def numbers_of(self, names: Sequence[str]) -> list[int] | None:
         """Returns the number of each class, found by its name among the classifier's.

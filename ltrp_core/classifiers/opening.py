@@ -18,8 +18,8 @@ from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, first_line, unknown_name
 from ltrp_core.mae.files import read_file
 from ltrp_core.weight_checks import check_finite, check_same
+from ltrp_core.weight_sources import TIMM
 
-TIMM = "timm:"
 DECLARED = "declared"
 """The normalization that file or model declare."""
 
@@ -97,9 +97,7 @@ def open_model(name: str, weights: str = "") -> OpenedModel:
         RequestError: no such model.
     """
     entry = timm_entry(name)
-    declared = Normalization.of_shares(
-        entry.get("mean") or IMAGENET_MEAN, entry.get("std") or IMAGENET_STD
-    )
+    declared = declared_normalization(entry)
     origin = f"timm's entry of {name.removeprefix(TIMM)}"
     if not weights:
         return OpenedModel(_from_hub(name), declared, origin)
@@ -130,6 +128,12 @@ def timm_entry(name: str) -> Mapping[str, Any]:
         known = [one.partition(".")[2] for one in timm.list_pretrained(f"{base}.*")]
         raise unknown_name(f"weights of {base}", tag, known) from error
     return {} if entry is None else entry.to_dict()
+
+
+def declared_normalization(entry: Mapping[str, Any]) -> Normalization:
+    """Returns the normalization of a model's pixels by timm's entry; ImageNet's if it has none."""
+    mean, std = entry.get("mean") or IMAGENET_MEAN, entry.get("std") or IMAGENET_STD
+    return Normalization.of_shares(mean, std)
 
 
 def _from_hub(name: str) -> nn.Module:

@@ -19,9 +19,8 @@ from ltrp_core.errors import RequestError
 from ltrp_core.kept_tokens import token_grid
 from ltrp_core.mae import load_mae, weights_sha256
 from ltrp_core.positions import interpolate_positions
+from ltrp_core.weight_sources import TIMM, UNTRAINED
 
-UNTRAINED = "random"
-"""The `init` of a model of timm's without trained weights"""
 _HEAD_STD = 2e-5
 """MAE's fine-tuning: the first logits are all but 0, and say nothing yet."""
 
@@ -86,7 +85,7 @@ def start_classifier(
 def _from_timm(model: str, init: str, classes: int, image_size: int, pool: str) -> Start:
     if init == UNTRAINED:
         timm_entry(model)  # says what is wrong with a name
-        vit: nn.Module = timm.create_model(model.removeprefix("timm:"))
+        vit: nn.Module = timm.create_model(model.removeprefix(TIMM))
         declared, sha256 = NORMALIZATIONS["imagenet"], ""
     else:
         vit, declared, _ = open_model(model, init)

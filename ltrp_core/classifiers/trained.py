@@ -23,13 +23,13 @@ from ltrp_core.kept_tokens import token_grid
 from ltrp_core.mae.files import read_file
 from ltrp_core.parsing import parse_json
 from ltrp_core.weight_checks import check_finite, check_same
+from ltrp_core.weight_sources import TIMM
 
 WEIGHTS, CONFIG = "classifier.safetensors", "config.json"
 """The two files of a classifier's folder."""
 FORMAT = "ltrp-classifier"
 PLAIN = "vit"
 """The `model` of one that has the sizes of a masked autoencoder's encoder, and no name of timm's"""
-TIMM = "timm:"
 _REMEDY = "pass a folder that train-classifier wrote"
 
 

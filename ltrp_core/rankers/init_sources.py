@@ -23,11 +23,10 @@ from ltrp_core.mae.model import MaskedAutoencoder
 from ltrp_core.rankers.folder import HUB_PREFIX, WEIGHTS, load_ranker, locate_ranker
 from ltrp_core.rankers.models import TRANSFORMERS, Ranker
 from ltrp_core.shipped_weights import shipped_folder
+from ltrp_core.weight_sources import TIMM
 
 Kind = Literal["mae", "timm", "ranker"]
 Source = str | os.PathLike[str] | MaskedAutoencoder | Ranker | Mapping[str, Tensor]
-
-TIMM_PREFIX = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +59,7 @@ def read_source(source: Source) -> FoundWeights:
         case Mapping():
             return _from_state("a state dict", source)
     text = os.fspath(source)
-    if text.startswith(TIMM_PREFIX):
+    if text.startswith(TIMM):
         return _from_timm(text)
     folder = _ranker_folder(text)
     if folder is None:
@@ -104,7 +103,7 @@ def _from_ranker(ranker: Ranker, source: str) -> FoundWeights:
 
 
 def _from_timm(source: str) -> FoundWeights:
-    name = source.removeprefix(TIMM_PREFIX)
+    name = source.removeprefix(TIMM)
     if not timm.is_model(name):
         close = timm.list_models(f"{name.split('.')[0][:8]}*")[:3]
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_pretrained()"

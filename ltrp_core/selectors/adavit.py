@@ -15,17 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltrp_core.selectors.base import UNTRAINED, SelectorOptions, SelectorSpec
-from ltrp_core.selectors.network import (
-    IMAGENET,
-    Layout,
-    NetworkScores,
-    Opened,
-    check_sizes,
-    load_strictly,
-    untrained,
-    weights_path,
-)
+from ltrp_core.selectors.base import SelectorOptions, SelectorSpec
+from ltrp_core.selectors.network import Layout, NetworkScores, Opened, open_own, weights_path
 
 TOKEN_OPENS, OTHERS_OPEN = 0.6, 0.5
 """Gates of tokens, and of heads and halves of blocks, are open above these."""
@@ -190,15 +181,10 @@ def make(options: SelectorOptions) -> AdaViTSelector:
         CheckpointError: the weights cannot be used.
         RequestError: sizes that are not its own.
     """
-    with untrained(options.seed):
-        module = AdaViT()
-    if options.weights != UNTRAINED:
-        load_strictly(
-            module, "adavit", weights_path(options.weights), Layout(("state_dict", "model"))
-        )
-    side, patch = module.sizes.grid * module.sizes.patch, module.sizes.patch
-    check_sizes(options, side, patch)
-    return AdaViTSelector(Opened(module, IMAGENET, side, patch), options)
+    sizes = Sizes()
+    side = sizes.grid * sizes.patch
+    opened = open_own(options, "adavit", Layout(("state_dict", "model")), AdaViT, side, sizes.patch)
+    return AdaViTSelector(opened, options)
 
 
 ADAVIT = SelectorSpec(

@@ -25,8 +25,8 @@ IMAGE_SIZE, PATCH_SIZE = 224, 16
 """Pixels, of a selector that has none of its own: the paper's."""
 HOMOGENEOUS = 0.2
 """Share of the kept that stands for homogeneous regions: the paper's."""
-UNTRAINED = "random"
-"""The `weights` of a network as it is before training."""
+ITS_OWN = -1.0
+"""The homogeneous share that an option has before it is settled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,20 +85,6 @@ class Selector(ABC):
             keys: (B,) of the samples, for methods that draw.
             keeps: each from 1 to L.
         """
-
-
-def check_keeps(keeps: Sequence[int], length: int) -> None:
-    """Checks the k of a selection of L patches.
-
-    Raises:
-        RequestError: one is not from 1 to L.
-    """
-    for keep in keeps:
-        if not 1 <= keep <= length:
-            raise RequestError(
-                f"k out of range: k must be from 1 to L = {length}; got {keep}. "
-                "Use num_kept() to turn a ratio into k."
-            )
 
 
 class ScoreSelector(Selector):
@@ -233,7 +219,7 @@ def create_selector(
     """
     spec = selector_spec(name)
     if options is None:
-        own = HOMOGENEOUS if spec.keeps_homogeneous else 0.0
+        own = settled_homogeneous(ITS_OWN, spec.keeps_homogeneous)
         options = SelectorOptions(
             weights=weights,
             model=model,
@@ -266,6 +252,25 @@ def check_options(name: str, spec: SelectorSpec, options: SelectorOptions) -> No
             f"selector {name!r} has no other rule that keeps k distinct patches; "
             "leave --faithful out"
         )
+
+
+def settled_homogeneous(asked: float, keeps: bool) -> float:
+    """Returns the homogeneous share that an option of -1 to 1 means.
+
+    Args:
+        asked: -1: the selector's own.
+        keeps: whether its own is the paper's share, and not 0.
+
+    Raises:
+        RequestError: it is below 0, and not -1.
+    """
+    if asked == ITS_OWN:
+        return HOMOGENEOUS if keeps else 0.0
+    if asked < 0:
+        raise RequestError(
+            f"--homogeneous is {asked}, out of range 0.0 .. 1.0; -1 is the selector's own"
+        )
+    return asked
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ltrp_core.selectors.base import PATCH_SIZE, Selector, SelectorOptions, SelectorSpec
 from ltrp_core.selectors.network import (
+    DEIT_SMALL,
     Layout,
     NetworkChoices,
     NetworkScores,
@@ -30,13 +31,12 @@ from ltrp_core.selectors.vit_blocks import (
     after_mlp,
     attend,
     by_stage,
-    class_token_alone,
     first_tokens,
 )
+from ltrp_core.weight_sources import TIMM
 
 DINO_MODEL = "timm:vit_small_patch16_224"
 MOCO_MODEL = "timm:resnet50"
-ROLLOUT_MODEL = "timm:deit_small_patch16_224"
 DINO_LAYOUT = Layout(
     wrapped_as=("teacher", "state_dict", "model"),
     prefixes=("module.backbone.", "backbone.", "module."),
@@ -76,11 +76,14 @@ class LastAttentionSelector(NetworkScores):
 class VotesSelector(NetworkChoices):
     """The votes of the last block's heads, then their mean attention."""
 
-    def choose(self, image: Tensor, key: str, keep: int) -> Tensor:
+    def look(self, image: Tensor) -> Tensor:
+        """Returns the attention (heads, L)."""
+        return last_attention(self.network.module, image)
+
+    def choose(self, seen: Tensor, key: str, keep: int) -> Tensor:
         """Returns the patches with the most votes."""
         del key
-        attention = last_attention(self.network.module, image)
-        return by_stage(votes(attention, keep), attention.mean(dim=0))[:keep]
+        return by_stage(votes(seen, keep), seen.mean(dim=0))[:keep]
 
 
 def votes(attention: Tensor, keep: int) -> Tensor:
@@ -130,15 +133,9 @@ class RolloutSelector(NetworkScores):
         return reached[:1, 1:]
 
 
-def _vit(options: SelectorOptions, default: str, layout: Layout, method: str) -> Opened:
-    opened = open_vit(options, default, layout, num_classes=0)
-    class_token_alone(opened.module, method)
-    return opened
-
-
 def open_dino(options: SelectorOptions) -> Opened:
     """Returns DINO's vision transformer; errors as of `open_vit`."""
-    return _vit(options, DINO_MODEL, DINO_LAYOUT, "dino")
+    return open_vit(options, DINO_MODEL, DINO_LAYOUT, method="dino", num_classes=0)
 
 
 def make_dino(options: SelectorOptions) -> Selector:
@@ -151,9 +148,9 @@ def make_dino(options: SelectorOptions) -> Selector:
 
 def make_moco(options: SelectorOptions) -> Selector:
     """Returns `moco` of a ResNet or of a vision transformer; errors as of `open_vit`."""
-    if (options.model or MOCO_MODEL).removeprefix("timm:").startswith("vit_"):
-        opened = open_vit(options, MOCO_MODEL, MOCO_LAYOUT, num_classes=0, num_heads=_MOCO_HEADS)
-        class_token_alone(opened.module, "moco")
+    if (options.model or MOCO_MODEL).removeprefix(TIMM).startswith("vit_"):
+        heads = {"num_classes": 0, "num_heads": _MOCO_HEADS}
+        opened = open_vit(options, MOCO_MODEL, MOCO_LAYOUT, method="moco", **heads)
         return LastAttentionSelector(opened, options)
     module, normalization = open_timm(options, MOCO_MODEL, MOCO_LAYOUT, num_classes=0)
     side = options.image_size or 224
@@ -163,9 +160,10 @@ def make_moco(options: SelectorOptions) -> Selector:
 
 def make_rollout(options: SelectorOptions) -> Selector:
     """Returns `attention-rollout`; errors as of `open_vit`."""
-    return RolloutSelector(
-        _vit(options, ROLLOUT_MODEL, _ROLLOUT_LAYOUT, "attention-rollout"), options
+    opened = open_vit(
+        options, DEIT_SMALL, _ROLLOUT_LAYOUT, method="attention-rollout", num_classes=0
     )
+    return RolloutSelector(opened, options)
 
 
 DINO = SelectorSpec(
@@ -194,6 +192,6 @@ ROLLOUT = SelectorSpec(
     paper="Abnar and Zuidema, ACL 2020",
     uses_labels=True,
     takes="a vision transformer of timm's, DeiT-S (timm:deit_small_patch16_224.fb_in1k) as a rule",
-    model=ROLLOUT_MODEL,
+    model=DEIT_SMALL,
     keeps_homogeneous=False,
 )

@@ -17,17 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltrp_core.selectors.adavit import Mlp
-from ltrp_core.selectors.base import UNTRAINED, SelectorOptions, SelectorSpec
-from ltrp_core.selectors.network import (
-    IMAGENET,
-    Layout,
-    NetworkScores,
-    Opened,
-    check_sizes,
-    load_strictly,
-    untrained,
-    weights_path,
-)
+from ltrp_core.selectors.base import SelectorOptions, SelectorSpec
+from ltrp_core.selectors.network import Layout, NetworkScores, Opened, open_own, weights_path
 
 SPLITS = (4, 2, 1)
 """Queries along a side of a region, finest first."""
@@ -186,13 +177,10 @@ def make(options: SelectorOptions) -> DgeSelector:
         CheckpointError: the weights cannot be used.
         RequestError: sizes that are not its own.
     """
-    with untrained(options.seed):
-        module = DgeViT()
-    if options.weights != UNTRAINED:
-        load_strictly(module, "dge", weights_path(options.weights), Layout())
-    side, patch = (module.sizes.grid - 2) * module.sizes.patch, module.sizes.patch
-    check_sizes(options, side, patch)
-    return DgeSelector(Opened(module, IMAGENET, side, patch), options)
+    sizes = Sizes()
+    side = (sizes.grid - 2) * sizes.patch
+    opened = open_own(options, "dge", Layout(), DgeViT, side, sizes.patch)
+    return DgeSelector(opened, options)
 
 
 DGE = SelectorSpec(

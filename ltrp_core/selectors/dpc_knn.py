@@ -15,13 +15,13 @@ from torch import Tensor
 from ltrp_core.clustering import dpc_knn
 from ltrp_core.patches import patchify
 from ltrp_core.seeding import random_uniform
+from ltrp_core.selection import check_keep
 from ltrp_core.selectors.base import (
     IMAGE_SIZE,
     PATCH_SIZE,
     Selector,
     SelectorOptions,
     SelectorSpec,
-    check_keeps,
 )
 from ltrp_core.selectors.class_attention import DINO_LAYOUT, DINO_MODEL
 from ltrp_core.selectors.network import NetworkChoices, Opened, open_vit, weights_path
@@ -61,7 +61,8 @@ class PixelClustersSelector(Selector):
 
     def select(self, images: Tensor, keys: Sequence[str], keeps: Sequence[int]) -> list[Tensor]:
         """Returns one patch of each cluster."""
-        check_keeps(keeps, self.grid**2)
+        for keep in keeps:
+            check_keep(keep, self.grid**2)
         patches = patchify(images.float(), self.patch_size)
         return [
             torch.stack(
@@ -84,14 +85,18 @@ class TokenClustersSelector(NetworkChoices):
         super().__init__(opened, options)
         self.faithful = options.faithful
 
-    def choose(self, image: Tensor, key: str, keep: int) -> Tensor:
-        """Returns one patch of each cluster."""
+    def look(self, image: Tensor) -> Tensor:
+        """Returns the tokens of the patches (L, D)."""
         vit: Any = self.network.module
         tokens = first_tokens(vit, image)
         for block in vit.blocks:
             tokens = after_mlp(block, attend(block, tokens).tokens)
-        points = vit.norm(tokens)[0, vit.num_prefix_tokens :].float()
-        return representatives(points, keep, draw=(self.seed, key) if self.faithful else None)
+        points: Tensor = vit.norm(tokens)[0, vit.num_prefix_tokens :].float()
+        return points
+
+    def choose(self, seen: Tensor, key: str, keep: int) -> Tensor:
+        """Returns one patch of each cluster."""
+        return representatives(seen, keep, draw=(self.seed, key) if self.faithful else None)
 
 
 def make_tokens(options: SelectorOptions) -> TokenClustersSelector:

@@ -13,22 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltrp_core.selectors.base import UNTRAINED, SelectorOptions, SelectorSpec
-from ltrp_core.selectors.evit import MODEL
+from ltrp_core.selectors.base import SelectorOptions, SelectorSpec
 from ltrp_core.selectors.network import (
-    Layout,
+    DEIT_LAYOUT,
+    DEIT_SMALL,
     NetworkChoices,
-    Opened,
-    load_strictly,
-    open_vit,
-    untrained,
+    open_extended,
     weights_path,
 )
 from ltrp_core.selectors.vit_blocks import (
     STAGES,
     after_mlp,
     attend,
-    class_token_alone,
     cuts,
     first_tokens,
 )
@@ -61,13 +57,13 @@ class Predictor(nn.Module):
 class DynamicViTSelector(NetworkChoices):
     """Patches that DynamicViT's predictors keep."""
 
-    def choose(self, image: Tensor, key: str, keep: int) -> Tensor:
+    def choose(self, seen: Tensor, key: str, keep: int) -> Tensor:
         """Returns the k that are left after the last stage, by its predictor."""
         del key
         vit: Any = self.network.module
         counts = kept_at_stages(self.grid**2, keep)
-        tokens = first_tokens(vit, image)
-        patch = torch.arange(self.grid**2, device=image.device)
+        tokens = first_tokens(vit, seen)
+        patch = torch.arange(self.grid**2, device=seen.device)
         where = cuts(vit)
         for number, block in enumerate(vit.blocks):
             if number in where:
@@ -103,41 +99,9 @@ def with_predictors(vit: nn.Module, width: int) -> nn.Module:
 def make(options: SelectorOptions) -> DynamicViTSelector:
     """Returns DynamicViT; errors as of `open_vit`."""
     return DynamicViTSelector(
-        open_extended(options, "dynamicvit", _LAYOUT, with_predictors), options
+        open_extended(options, "dynamicvit", DEIT_LAYOUT, with_predictors), options
     )
 
-
-def open_extended(options: SelectorOptions, method: str, layout: Layout, extend: Any) -> Opened:
-    """Returns a vision transformer of timm's to which a method adds modules, with all weights.
-
-    Args:
-        options: weights, model, sizes, seed.
-        method: what messages call it.
-        layout: of its files.
-        extend: from the transformer and its width D to the transformer with the modules.
-
-    Raises:
-        CheckpointError: the weights cannot be used, or lack the modules.
-        RequestError: another kind of model, or sizes that are not its own.
-    """
-    plain = SelectorOptions(
-        weights=UNTRAINED,
-        model=options.model,
-        image_size=options.image_size,
-        patch_size=options.patch_size,
-        seed=options.seed,
-    )
-    opened = open_vit(plain, MODEL, num_classes=0)
-    class_token_alone(opened.module, method)
-    vit: Any = opened.module
-    with untrained(options.seed):
-        module = extend(vit, vit.embed_dim)
-    if options.weights != UNTRAINED:
-        load_strictly(module, method, weights_path(options.weights), layout)
-    return opened._replace(module=module)
-
-
-_LAYOUT = Layout(heads=("head.",))
 
 DYNAMIC_VIT = SelectorSpec(
     make=make,
@@ -147,6 +111,6 @@ DYNAMIC_VIT = SelectorSpec(
     uses_labels=True,
     has_scores=False,
     takes="DynamicViT's checkpoint of DeiT-S",
-    model=MODEL,
+    model=DEIT_SMALL,
     keeps_homogeneous=False,
 )

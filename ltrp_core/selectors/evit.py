@@ -16,44 +16,46 @@ import torch
 from torch import Tensor
 
 from ltrp_core.selectors.base import SelectorOptions, SelectorSpec
-from ltrp_core.selectors.network import Layout, NetworkChoices, open_vit, weights_path
+from ltrp_core.selectors.network import (
+    DEIT_LAYOUT,
+    DEIT_SMALL,
+    NetworkChoices,
+    open_vit,
+    weights_path,
+)
 from ltrp_core.selectors.vit_blocks import (
     STAGES,
     after_mlp,
     attend,
     by_stage,
-    class_token_alone,
     cuts,
     first_tokens,
 )
 
-MODEL = "timm:deit_small_patch16_224"
-DEIT_LAYOUT = Layout(heads=("head.",))
-"""DeiT's names are timm's; none of these methods needs the classes."""
 _FUSED = -1
 
 
 class EViTSelector(NetworkChoices):
     """Patches in the order in which EViT drops them."""
 
-    def choose(self, image: Tensor, key: str, keep: int) -> Tensor:
+    def choose(self, seen: Tensor, key: str, keep: int) -> Tensor:
         """Returns those that survive, then those that survived longest."""
         del key
         vit: Any = self.network.module
         length = self.grid**2
         share = (keep / length) ** (1 / STAGES)
-        tokens = first_tokens(vit, image)
-        patch = torch.arange(length, device=image.device)
-        stage = torch.zeros(length, dtype=torch.int64, device=image.device)
-        last = torch.zeros(length, device=image.device)
+        tokens = first_tokens(vit, seen)
+        patch = torch.arange(length, device=seen.device)
+        stage = torch.zeros(length, dtype=torch.int64, device=seen.device)
+        last = torch.zeros(length, device=seen.device)
         where = cuts(vit)
         for number, block in enumerate(vit.blocks):
             tokens, weights, _ = attend(block, tokens)
             if number in where:
-                seen = weights[0, :, 0, 1:].mean(dim=0)
+                attention = weights[0, :, 0, 1:].mean(dim=0)
                 is_patch = patch != _FUSED
-                last[patch[is_patch]] = seen[is_patch]
-                tokens, patch = reduced(tokens, patch, seen, share)
+                last[patch[is_patch]] = attention[is_patch]
+                tokens, patch = reduced(tokens, patch, attention, share)
                 stage[patch[patch != _FUSED]] += 1
             tokens = after_mlp(block, tokens)
         return by_stage(stage, last)[:keep]
@@ -82,8 +84,7 @@ def reduced(tokens: Tensor, patch: Tensor, seen: Tensor, share: float) -> tuple[
 
 def make(options: SelectorOptions) -> EViTSelector:
     """Returns EViT; errors as of `open_vit`."""
-    opened = open_vit(options, MODEL, DEIT_LAYOUT, num_classes=0)
-    class_token_alone(opened.module, "evit")
+    opened = open_vit(options, DEIT_SMALL, DEIT_LAYOUT, method="evit", num_classes=0)
     return EViTSelector(opened, options)
 
 
@@ -95,6 +96,6 @@ EVIT = SelectorSpec(
     uses_labels=True,
     has_scores=False,
     takes="EViT's checkpoints of DeiT-S, or DeiT's own (timm:deit_small_patch16_224.fb_in1k)",
-    model=MODEL,
+    model=DEIT_SMALL,
     keeps_homogeneous=False,
 )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.mae.files import read_pickled
-from ltrp_core.selectors.base import PATCH_SIZE, UNTRAINED, SelectorOptions, SelectorSpec
+from ltrp_core.selectors.base import PATCH_SIZE, SelectorOptions, SelectorSpec
 from ltrp_core.selectors.network import (
     IMAGENET,
     Layout,
@@ -31,6 +31,7 @@ from ltrp_core.selectors.network import (
     untrained,
     weights_path,
 )
+from ltrp_core.weight_sources import UNTRAINED
 
 _STATES = {"model_prime_state_dict": "glance", "model_state_dict": "focus", "policy": "policy"}
 """Keys of a checkpoint and the parts of our module; its `fc` is a classifier, and not needed."""

@@ -15,17 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltrp_core.errors import RequestError
-from ltrp_core.kept_tokens import token_grid
+from ltrp_core.kept_tokens import can_drop_patches
 from ltrp_core.selectors.base import PATCH_SIZE, SelectorOptions, SelectorSpec
 from ltrp_core.selectors.network import (
+    DEIT_SMALL,
     NetworkScores,
     Opened,
-    check_sizes,
     open_timm,
+    opened_vit,
     weights_path,
 )
-
-DEFAULT = "timm:deit_small_patch16_224"
 
 
 class GradCamSelector(NetworkScores):
@@ -35,11 +34,7 @@ class GradCamSelector(NetworkScores):
         """Freezes the classifier."""
         super().__init__(opened, options)
         self.faithful = options.faithful
-        try:
-            token_grid(opened.module)
-            self._is_transformer = True
-        except RequestError:
-            self._is_transformer = False
+        self._is_transformer = can_drop_patches(opened.module)
 
     def score(self, image: Tensor) -> Tensor:
         """Returns sum_c w_c A_c, where w_c is the mean gradient of the best logit by channel c."""
@@ -110,22 +105,16 @@ def make(options: SelectorOptions) -> GradCamSelector:
         CheckpointError: the weights cannot be used.
         RequestError: a model without a head or without a map of features, or other sizes.
     """
-    module, normalization = open_timm(options, DEFAULT)
+    module, normalization = open_timm(options, DEIT_SMALL)
     model: Any = module
     if not getattr(model, "num_classes", 0):
         raise RequestError(
             "grad-cam explains a class, and this model has no classification head; take weights "
             "with one"
         )
-    try:
-        grid, patch = token_grid(module)
-    except RequestError:
-        return GradCamSelector(_convolutional(module, normalization, options), options)
-    if grid[0] != grid[1]:
-        raise RequestError(f"--model has {token_grid(module)}; pass one with a square grid")
-    opened = Opened(module, normalization, grid[0] * patch[0], patch[0])
-    check_sizes(options, *opened[2:])
-    return GradCamSelector(opened, options)
+    if can_drop_patches(module):
+        return GradCamSelector(opened_vit(module, normalization, options), options)
+    return GradCamSelector(_convolutional(module, normalization, options), options)
 
 
 def _convolutional(module: Any, normalization: Any, options: SelectorOptions) -> Opened:
@@ -152,7 +141,7 @@ GRAD_CAM = SelectorSpec(
     paper="Selvaraju et al., ICCV 2017",
     uses_labels=True,
     takes="a classifier of timm's: a vision transformer or a convolutional network",
-    model=DEFAULT,
+    model=DEIT_SMALL,
     faithful="ReLU, and a bilinear way to the image's size and back",
     keeps_homogeneous=False,
 )

@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 from ltrp_core.errors import CheckpointError
 from ltrp_core.selectors.base import SelectorOptions, SelectorSpec
-from ltrp_core.selectors.dynamicvit import open_extended
-from ltrp_core.selectors.evit import MODEL
-from ltrp_core.selectors.network import Layout, NetworkScores, Opened, State, weights_path
+from ltrp_core.selectors.network import (
+    DEIT_LAYOUT,
+    DEIT_SMALL,
+    NetworkScores,
+    Opened,
+    State,
+    open_extended,
+    weights_path,
+)
 from ltrp_core.selectors.vit_blocks import STAGES, after_mlp, attend, first_tokens
 
 _PASSES = 0.5
@@ -134,7 +140,7 @@ def make(options: SelectorOptions) -> IARed2Selector:
     return IARed2Selector(open_extended(options, "ia-red2", _LAYOUT, with_agents), options)
 
 
-_LAYOUT = Layout(heads=("head.",), renamed=without_copies)
+_LAYOUT = DEIT_LAYOUT._replace(renamed=without_copies)
 
 IA_RED2 = SelectorSpec(
     make=make,
@@ -143,7 +149,7 @@ IA_RED2 = SelectorSpec(
     paper="Pan et al., NeurIPS 2021",
     uses_labels=True,
     takes="IA-RED2's checkpoint of DeiT-S",
-    model=MODEL,
+    model=DEIT_SMALL,
     faithful="the first agent's answer alone",
     keeps_homogeneous=False,
 )

@@ -6,6 +6,7 @@ files of other authors are renamed to the words of our module and matched strict
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from ltrp_core.classifiers.normalization import NORMALIZATIONS, Normalization
-from ltrp_core.classifiers.opening import TIMM, open_model, timm_entry
+from ltrp_core.classifiers.opening import declared_normalization, open_model, timm_entry
 from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, first_line
-from ltrp_core.kept_tokens import TokenGrid, token_grid
+from ltrp_core.kept_tokens import TokenGrid, square_token_grid
 from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.mae.files import find_weights, locate, read_file
 from ltrp_core.precision import float32_kept
-from ltrp_core.selectors.base import (
-    UNTRAINED,
-    ScoreSelector,
-    Selector,
-    SelectorOptions,
-    check_keeps,
-)
+from ltrp_core.selection import check_keep
+from ltrp_core.selectors.base import ScoreSelector, Selector, SelectorOptions
+from ltrp_core.selectors.vit_blocks import check_class_token
 from ltrp_core.weight_checks import check_finite, check_same
+from ltrp_core.weight_sources import TIMM, UNTRAINED
 
 IMAGENET = NORMALIZATIONS["imagenet"]
 State = dict[str, Tensor]
@@ -117,16 +115,25 @@ class NetworkChoices(Selector):
         self.network = Network(opened.module, opened.normalization, options.device)
         self.seed = options.seed
 
+    def look(self, image: Tensor) -> Tensor:
+        """Returns what is known of one image (1, 3, S, S), whatever k: what `choose` is given.
+
+        The image itself, normalized for the network, unless a method says otherwise.
+        """
+        return image
+
     @abstractmethod
-    def choose(self, image: Tensor, key: str, keep: int) -> Tensor:
-        """Returns the kept patches (k,) of one image (1, 3, S, S), normalized for the network."""
+    def choose(self, seen: Tensor, key: str, keep: int) -> Tensor:
+        """Returns the kept patches (k,) of an image by what `look` has made of it."""
 
     def select(self, images: Tensor, keys: Sequence[str], keeps: Sequence[int]) -> list[Tensor]:
         """Returns the choices, each as if its image had been alone."""
-        check_keeps(keeps, self.grid**2)
+        for keep in keeps:
+            check_keep(keep, self.grid**2)
 
         def of_one(image: Tensor, row: int) -> Tensor:
-            return torch.cat([self.choose(image, keys[row], keep) for keep in keeps])[None]
+            seen = self.look(image)
+            return torch.cat([self.choose(seen, keys[row], keep) for keep in keeps])[None]
 
         chosen = self.network.of_each(images, of_one, sum(keeps), torch.int64)
         return list(chosen.split(list(keeps), dim=1))
@@ -145,8 +152,18 @@ class Layout(NamedTuple):
     """What is left to do"""
 
 
+DEIT_SMALL = "timm:deit_small_patch16_224"
+DEIT_LAYOUT = Layout(heads=("head.",))
+"""DeiT's names are timm's; a method that asks for no class needs no head."""
+
+
 def open_vit(
-    options: SelectorOptions, default: str, layout: Layout | None = None, **arguments: Any
+    options: SelectorOptions,
+    default: str,
+    layout: Layout | None = None,
+    *,
+    method: str = "",
+    **arguments: Any,
 ) -> Opened:
     """Returns a plain vision transformer of timm's.
 
@@ -154,32 +171,100 @@ def open_vit(
         options: weights, model, sizes.
         default: `timm:NAME`, where neither model nor weights name one.
         layout: of a file of weights; None: timm's names.
+        method: that needs a class token, and no other beside the patches; empty: does not.
         arguments: of timm's factory, for a file or untrained weights.
 
     Raises:
         CheckpointError: the weights cannot be used.
         RequestError: another kind of model, or sizes that are not its own.
     """
-    module, normalization = open_timm(options, default, layout, check_is_vit, **arguments)
-    sizes = check_is_vit(module)
-    side = sizes.grid[0] * sizes.patch[0]
-    check_sizes(options, side, sizes.patch[0])
-    return Opened(module, normalization, side, sizes.patch[0])
+    found = open_timm(options, default, layout, _check_is_vit, **arguments)
+    opened = opened_vit(*found, options)
+    if method:
+        check_class_token(opened.module, method)
+    return opened
 
 
-def check_is_vit(module: nn.Module) -> TokenGrid:
-    """Returns the patches of a plain vision transformer with a square grid.
+def opened_vit(module: nn.Module, normalization: Normalization, options: SelectorOptions) -> Opened:
+    """Returns a vision transformer with its sizes.
 
     Raises:
-        RequestError: it is another kind of model.
+        RequestError: another kind of model, or sizes that are not its own.
     """
+    sizes = _check_is_vit(module)
+    side, patch_size = sizes.grid[0] * sizes.patch[0], sizes.patch[0]
+    check_sizes(options, side, patch_size)
+    return Opened(module, normalization, side, patch_size)
+
+
+def open_extended(
+    options: SelectorOptions,
+    method: str,
+    layout: Layout,
+    extend: Callable[[nn.Module, int], nn.Module],
+) -> Opened:
+    """Returns a vision transformer of timm's to which a method adds modules, with all weights.
+
+    Args:
+        options: weights, model, sizes, seed.
+        method: what messages call it.
+        layout: of its files.
+        extend: from the transformer and its width D to the transformer with the modules.
+
+    Raises:
+        CheckpointError: the weights cannot be used, or lack the modules.
+        RequestError: another kind of model, or sizes that are not its own.
+    """
+    plain = dataclasses.replace(options, weights=UNTRAINED)
+    opened = open_vit(plain, DEIT_SMALL, method=method, num_classes=0)
+    vit: Any = opened.module
+    with untrained(options.seed):
+        module = extend(vit, vit.embed_dim)
+    _load_unless_untrained(module, method, options, layout)
+    return opened._replace(module=module)
+
+
+def open_own(
+    options: SelectorOptions,
+    method: str,
+    layout: Layout,
+    make: Callable[[], nn.Module],
+    image_size: int,
+    patch_size: int,
+) -> Opened:
+    """Returns a network that a method brings itself, with all weights.
+
+    Args:
+        options: weights, sizes, seed.
+        method: what messages call it.
+        layout: of its files.
+        make: makes it with weights from torch's default generator.
+        image_size: side of the views that it takes, in px.
+        patch_size: p in px.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+        RequestError: sizes that are not its own.
+    """
+    check_sizes(options, image_size, patch_size)
+    with untrained(options.seed):
+        module = make()
+    _load_unless_untrained(module, method, options, layout)
+    return Opened(module, IMAGENET, image_size, patch_size)
+
+
+def _load_unless_untrained(
+    module: nn.Module, method: str, options: SelectorOptions, layout: Layout
+) -> None:
+    if options.weights != UNTRAINED:
+        load_strictly(module, method, weights_path(options.weights), layout)
+
+
+def _check_is_vit(module: nn.Module) -> TokenGrid:
     try:
-        sizes = token_grid(module)
+        return square_token_grid(module)
     except RequestError as error:
         raise RequestError(f"--model: {error}") from error
-    if sizes.grid[0] != sizes.grid[1] or sizes.patch[0] != sizes.patch[1]:
-        raise RequestError(f"--model has {sizes}; pass one with a square grid")
-    return sizes
 
 
 def open_timm(
@@ -203,10 +288,7 @@ def open_timm(
         if options.model:
             raise RequestError("--weights timm:NAME names its model itself; leave --model out")
         return open_model(options.weights)[:2]
-    entry = timm_entry(name)
-    normalization = Normalization.of_shares(
-        entry.get("mean") or IMAGENET_MEAN, entry.get("std") or IMAGENET_STD
-    )
+    normalization = declared_normalization(timm_entry(name))
     if options.weights == UNTRAINED:
         with untrained(options.seed):
             return timm.create_model(name.removeprefix(TIMM), **arguments), normalization

@@ -17,9 +17,15 @@ from torch import Tensor
 
 from ltrp_core.seeding import random_uniform
 from ltrp_core.selectors.base import SelectorOptions, SelectorSpec
-from ltrp_core.selectors.evit import DEIT_LAYOUT, MODEL
-from ltrp_core.selectors.network import NetworkChoices, Opened, open_vit, weights_path
-from ltrp_core.selectors.vit_blocks import after_mlp, attend, class_token_alone, first_tokens
+from ltrp_core.selectors.network import (
+    DEIT_LAYOUT,
+    DEIT_SMALL,
+    NetworkChoices,
+    Opened,
+    open_vit,
+    weights_path,
+)
+from ltrp_core.selectors.vit_blocks import after_mlp, attend, first_tokens
 
 
 class Merged(NamedTuple):
@@ -41,14 +47,14 @@ class ToMeSelector(NetworkChoices):
         super().__init__(opened, options)
         self.faithful = options.faithful
 
-    def choose(self, image: Tensor, key: str, keep: int) -> Tensor:
+    def choose(self, seen: Tensor, key: str, keep: int) -> Tensor:
         """Returns one patch of each group, of large groups first."""
         vit: Any = self.network.module
         length = self.grid**2
         state = Merged(
-            first_tokens(vit, image),
-            torch.ones(length + 1, device=image.device),
-            torch.arange(1, length + 1, device=image.device),
+            first_tokens(vit, seen),
+            torch.ones(length + 1, device=seen.device),
+            torch.arange(1, length + 1, device=seen.device),
         )
         keys = state.tokens[0, 1:]
         for number, block in enumerate(vit.blocks):
@@ -61,11 +67,11 @@ class ToMeSelector(NetworkChoices):
             state = state._replace(tokens=after_mlp(block, state.tokens))
         near = self._nearness(keys, state.group, key)
         order = near.argsort(descending=True, stable=True)
-        is_first = torch.zeros(length, dtype=torch.bool, device=image.device)
-        seen: set[int] = set()
+        is_first = torch.zeros(length, dtype=torch.bool, device=seen.device)
+        taken: set[int] = set()
         for place, group in zip(order.tolist(), state.group[order].tolist(), strict=True):
-            is_first[place] = group not in seen
-            seen.add(group)
+            is_first[place] = group not in taken
+            taken.add(group)
         patches = is_first.nonzero()[:, 0]
         sizes = state.sizes[state.group[patches]]
         return patches[sizes.argsort(descending=True, stable=True)]
@@ -136,8 +142,7 @@ def merge(state: Merged, metric: Tensor, count: int) -> tuple[Merged, Tensor]:
 
 def make(options: SelectorOptions) -> ToMeSelector:
     """Returns ToMe; errors as of `open_vit`."""
-    opened = open_vit(options, MODEL, DEIT_LAYOUT, num_classes=0)
-    class_token_alone(opened.module, "tome")
+    opened = open_vit(options, DEIT_SMALL, DEIT_LAYOUT, method="tome", num_classes=0)
     return ToMeSelector(opened, options)
 
 
@@ -149,7 +154,7 @@ TOME = SelectorSpec(
     uses_labels=True,
     has_scores=False,
     takes="a vision transformer of timm's, DeiT-S (timm:deit_small_patch16_224.fb_in1k) as a rule",
-    model=MODEL,
+    model=DEIT_SMALL,
     faithful="a member of each group that is drawn by seed and key",
     keeps_homogeneous=False,
 )

@@ -26,8 +26,8 @@ class Attended(NamedTuple):
     """(B, heads, N, D / heads)"""
 
 
-def class_token_alone(vit: nn.Module, method: str) -> nn.Module:
-    """Returns a vision transformer whose only token beside the patches is the class token.
+def check_class_token(vit: nn.Module, method: str) -> None:
+    """Checks that the only token of a vision transformer beside the patches is the class token.
 
     Raises:
         RequestError: it has others, or none, or it has too few blocks.
@@ -40,7 +40,6 @@ def class_token_alone(vit: nn.Module, method: str) -> nn.Module:
         )
     if len(model.blocks) <= STAGES:
         raise RequestError(f"{method} needs more than {STAGES} blocks; take another --model")
-    return vit
 
 
 def cuts(vit: nn.Module) -> list[int]:

@@ -18,15 +18,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ltrp_core.classifiers.opening import TIMM
 from ltrp_core.errors import RequestError, unknown_name
-from ltrp_core.kept_tokens import token_grid
+from ltrp_core.kept_tokens import square_token_grid
 from ltrp_core.linear import frozen_weights, use_fast_linears
 from ltrp_core.operations import ranker_multiply_adds, transformer_multiply_adds
 from ltrp_core.precision import float32_kept
 from ltrp_core.rankers import RANKERS, Ranker, create_ranker, load_ranker
 from ltrp_core.selection import num_kept
 from ltrp_core.selector import LTRPSelector, SelectedPatches
+from ltrp_core.weight_sources import TIMM
 from pipeline.evaluation.text_tables import aligned, markdown, write_rows
 from pipeline.files import replace_text
 from pipeline.plots import INK, Theme, dress, write_plot
@@ -118,9 +118,9 @@ def _of_model(name: str, config: BenchmarkVitConfig) -> Iterator[VitRow]:
     # What is only counted needs no weights: those of ViT-H take longer to draw than to count.
     with torch.device("meta" if config.count_only else "cpu"):
         vit = timm.create_model(name.removeprefix(TIMM)).eval()
-    (grid, columns), (patch, width) = token_grid(vit)
-    if grid != columns or patch != width or not isinstance(vit, VisionTransformer):
-        raise RequestError(f"--model {name} has {token_grid(vit)}; pass one with a square grid")
+    sizes = square_token_grid(vit)
+    assert isinstance(vit, VisionTransformer)
+    grid, patch = sizes.grid[0], sizes.patch[0]
     length = grid * grid
     keeps = {ratio: num_kept(ratio, length) for ratio in config.keep_ratio}
     counts = {k: transformer_multiply_adds(vit, k) for k in {length, *keeps.values()}}

@@ -7,11 +7,9 @@ from typing import Literal
 
 from ltrp_core.errors import RequestError
 from ltrp_core.selectors import SelectorOptions, selector_names, selector_spec
-from ltrp_core.selectors.base import HOMOGENEOUS, check_options
+from ltrp_core.selectors.base import ITS_OWN, check_options, settled_homogeneous
 from stages.options import option
 from stages.training.config import TrainingConfig
-
-_ITS_OWN = -1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +37,8 @@ class TrainClassifierConfig(TrainingConfig):
         "", help="of --selector, where it has any: see `select`", changes_numbers=False
     )
     homogeneous: float = option(
-        _ITS_OWN,
-        low=_ITS_OWN,
+        ITS_OWN,
+        low=ITS_OWN,
         high=1.0,
         help="share of the kept from homogeneous regions; -1: as `select` has it",
     )
@@ -95,14 +93,8 @@ class TrainClassifierConfig(TrainingConfig):
         if self.selector:
             spec = selector_spec(self.selector)
             check_options(self.selector, spec, SelectorOptions(weights=self.weights))
-        if self.homogeneous == _ITS_OWN:
-            keeps = bool(self.selector) and selector_spec(self.selector).keeps_homogeneous
-            object.__setattr__(self, "homogeneous", HOMOGENEOUS if keeps else 0.0)
-        elif self.homogeneous < 0:
-            raise RequestError(
-                f"--homogeneous is {self.homogeneous}, out of range 0.0 .. 1.0; -1 is the "
-                "selector's own"
-            )
+        keeps = bool(self.selector) and selector_spec(self.selector).keeps_homogeneous
+        object.__setattr__(self, "homogeneous", settled_homogeneous(self.homogeneous, keeps))
 
     @property
     def betas(self) -> tuple[float, float]:
