@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -183,13 +183,30 @@ class SelectedPatches(nn.Module):
         length = self.selector.grid**2
         count = num_kept(self.keep, length) if isinstance(self.keep, float) else self.keep
         with torch.no_grad():
-            return self.selector.select(images, _content_keys(images), [count])[0]
+            return self.selector.select(images, _ContentKeys(images), [count])[0]
 
 
-def _content_keys(images: Tensor) -> list[str]:
-    """Returns a key for each image that depends on nothing but its values."""
-    contents = images.detach().float().cpu().contiguous().numpy()
-    return [hashlib.sha256(content.tobytes()).hexdigest() for content in contents]
+class _ContentKeys(Sequence[str]):
+    """A key for each image that depends on nothing but its values; made when it is asked for.
+
+    Most selectors look at none, and a hash brings the image to the host.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images.detach()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        content = self._images[place].float().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
 
 
 def _check_fits(vit: nn.Module, selector: LTRPSelector | Selector) -> None:

@@ -21,7 +21,7 @@ from stages.encoding import BLOCK_420, BLOCK_444, ENDINGS, Format, encode
 from stages.options import check_ranges, identity, option
 from stages.protocols import Arrays, CacheReader, Sample, Summary, UnitRunner
 from stages.records import kept_name, recorded_view
-from stages.sample_rows import SAMPLE_FIELDS, object_rows
+from stages.sample_rows import CLASS_KEYS, SAMPLE_FIELDS, object_rows
 from stages.types import SelectRun
 
 SCHEMA = 1
@@ -31,8 +31,6 @@ KEPT = "kept"
 _JSON = "json"
 _QUALITY = 90
 _AT_A_TIME = 32
-_LABELS = ("cls", "label", "class", "class_id")
-"""Keys of a sample's own JSON that may hold its class number"""
 
 OpenSelections = Callable[[], CacheReader]
 
@@ -112,7 +110,7 @@ class UnitReducer:
         view = recorded_view(self._arrays, row)
         members = list(sample.members[1:])
         document = next((m for m in members if m[0].lower() == _JSON), (_JSON, b""))
-        own = document[1]
+        own = _parsed(document[1])
         members = [member for member in members if member is not document]
         picture = sample.members[0]
         if self.config.form != "indices":
@@ -122,7 +120,7 @@ class UnitReducer:
             picture = (ENDINGS[self.config.format], data)
             members = [member for member in members if not self._is_image(member[0])]
         described = self._described(sample, view, kept, picture[0], _label(sample.members, own))
-        return sample.key, (picture, *members, (_JSON, _merged(own, described)))
+        return sample.key, (picture, *members, (_JSON, _merged(own, document[1], described)))
 
     def batches(
         self, prepared: Iterable[tuple[str, tuple[tuple[str, bytes], ...]]]
@@ -257,16 +255,15 @@ def _block(config: ReduceConfig, patch_size: int) -> int:
     )
 
 
-def _label(members: Iterable[tuple[str, bytes]], own: bytes) -> int | None:
+def _label(members: Iterable[tuple[str, bytes]], own: Mapping[str, Any]) -> int | None:
     """Returns the sample's class by its `.cls`, else by its JSON; None if that is no number."""
-    document = _parsed(own)
     values = [
         *(
             int(content)
             for ending, content in members
             if ending.lower() == "cls" and _is_number(content)
         ),
-        *(document[key] for key in _LABELS if key in document),
+        *(own[key] for key in CLASS_KEYS if key in own),
     ]
     return values[0] if values and type(values[0]) is int and 0 <= values[0] < 2**63 else None
 
@@ -275,20 +272,19 @@ def _is_number(content: bytes) -> bool:
     return len(content) < 20 and content.strip().isdigit()
 
 
-def _merged(own: bytes, kept: Mapping[str, Any]) -> bytes:
+def _merged(own: Mapping[str, Any], text: bytes, kept: Mapping[str, Any]) -> bytes:
     """Returns the sample's own JSON with one key more.
 
     What is no JSON object stands as text under `text`.
     """
-    document = _parsed(own)
-    if own and not document and own.strip() != b"{}":
-        document = {"text": own.decode("utf-8", "backslashreplace")}
-    return json.dumps({**document, KEPT: kept}, separators=(",", ":")).encode()
+    if text and not own and text.strip() != b"{}":
+        own = {"text": text.decode("utf-8", "backslashreplace")}
+    return json.dumps({**own, KEPT: kept}, separators=(",", ":")).encode()
 
 
-def _parsed(own: bytes) -> dict[str, Any]:
+def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(own or b"{}")
+        document = json.loads(text or b"{}")
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -15,6 +15,8 @@ SAMPLE_FIELDS: Mapping[str, ArrayField] = {
     "members": ArrayField(dtype=MEMBERS, shape=(), fill=()),
 }
 """The arrays of a unit that is samples and no arrays."""
+CLASS_KEYS = ("cls", "label", "class", "class_id")
+"""Keys of a sample's JSON that may hold its class number, the first one that is there."""
 
 
 def object_rows(values: Sequence[object]) -> NDArray[Any]:

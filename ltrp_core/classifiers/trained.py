@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,16 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError
 from ltrp_core.kept_tokens import token_grid
 from ltrp_core.mae.files import read_file
 from ltrp_core.parsing import parse_json
 from ltrp_core.weight_checks import check_finite, check_same
 from ltrp_core.weight_sources import TIMM
+from ltrp_core.weights_folder import described_input, write_weights
 
 WEIGHTS, CONFIG = "classifier.safetensors", "config.json"
 """The two files of a classifier's folder."""
@@ -138,24 +136,12 @@ def save_classifier(
         "format": FORMAT,
         "classifier": dataclasses.asdict(architecture),
         "classes": list(classes),
-        "input": {
-            "image_size": architecture.image_size,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "interpolation": "bicubic",
-            "antialias": True,
-        },
+        "input": described_input(architecture.image_size),
         "versions": {"torch": str(torch.__version__), "timm": timm.__version__},
         "extra": dict(extra),
     }
-    text = json.dumps(described, indent=2, sort_keys=True)
     state = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
-    check_finite(target / WEIGHTS, state)
-    weights, config = target / f"{WEIGHTS}.partial", target / f"{CONFIG}.partial"
-    weights.write_bytes(save(state))
-    config.write_text(text + "\n", encoding="utf-8")
-    weights.replace(target / WEIGHTS)
-    config.replace(target / CONFIG)
+    write_weights(target / WEIGHTS, state, target / CONFIG, described)
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> TrainedClassifier:

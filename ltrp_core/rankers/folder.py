@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 from collections.abc import Mapping
 from importlib import metadata
@@ -24,10 +23,9 @@ from typing import Any, get_args
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ltrp_core.distances import IMAGENET_MEAN, IMAGENET_STD
 from ltrp_core.errors import CheckpointError, RequestError, first_line, unknown_name
 from ltrp_core.parsing import parse_json
 from ltrp_core.rankers.grid import fit_to_grid
@@ -43,6 +41,7 @@ from ltrp_core.rankers.models import (
 from ltrp_core.regular_files import open_regular
 from ltrp_core.shipped_weights import SHIPPED_RANKER, shipped_folder
 from ltrp_core.weight_checks import check_finite, listed
+from ltrp_core.weights_folder import described_input, write_weights
 
 __all__ = [
     "RANKERS",
@@ -147,19 +146,11 @@ def save_ranker(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     described = {**describe_ranker(ranker), "extra": dict(extra)}
-    text = json.dumps(described, indent=2, sort_keys=True)
     state = {
         key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for key, value in ranker.state_dict().items()
     }
-    check_finite(target / WEIGHTS, state)
-    weights = target / f"{WEIGHTS}.partial"
-    config = target / f"{CONFIG}.partial"
-    # Not save_file, which gives the file to its owner alone, whatever the umask says.
-    weights.write_bytes(save(state))
-    config.write_text(text + "\n", encoding="utf-8")
-    weights.replace(target / WEIGHTS)
-    config.replace(target / CONFIG)
+    write_weights(target / WEIGHTS, state, target / CONFIG, described)
 
 
 def describe_ranker(ranker: Ranker) -> dict[str, Any]:
@@ -174,13 +165,7 @@ def describe_ranker(ranker: Ranker) -> dict[str, Any]:
         "format": "ltrp-ranker",
         "ranker": dict(ranker.config),
         "architecture": architecture,
-        "input": {
-            "image_size": ranker.grid * ranker.patch_size,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "interpolation": "bicubic",
-            "antialias": True,
-        },
+        "input": described_input(ranker.grid * ranker.patch_size),
         "output": "one score per patch, row-major, higher = matters more",
         "versions": _versions(),
     }

@@ -132,8 +132,8 @@ class NetworkChoices(Selector):
             check_keep(keep, self.grid**2)
 
         def of_one(image: Tensor, row: int) -> Tensor:
-            seen = self.look(image)
-            return torch.cat([self.choose(seen, keys[row], keep) for keep in keeps])[None]
+            seen, key = self.look(image), keys[row]
+            return torch.cat([self.choose(seen, key, keep) for keep in keeps])[None]
 
         chosen = self.network.of_each(images, of_one, sum(keeps), torch.int64)
         return list(chosen.split(list(keeps), dim=1))

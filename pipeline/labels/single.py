@@ -14,12 +14,11 @@ from pipeline.inputs.keys import sample_key
 from pipeline.inputs.shards import DamagedShardError, FolderShard, TarShard
 from pipeline.inputs.tar_members import ForwardReader, TarDamage, is_of_the_system, open_path, walk
 from pipeline.store.storage import is_url
+from stages.sample_rows import CLASS_KEYS
 
 CLASSES = "classes.txt"
 _ENDINGS = (".cls", ".json")
 _MAX_CLASSES, _MAX_BYTES = 1 << 20, 1 << 20
-_FIELDS = ("cls", "label", "class", "class_id")
-"""Keys of a sample's JSON that may hold its class number."""
 
 
 class ShardLabels:
@@ -104,7 +103,7 @@ def _number(where: str, name: str, content: bytes) -> int | None:
             document: Mapping[str, object] = parse_json_object(content, where)
         except DamagedFileError as error:
             raise RequestError(f"{error}; mend or remove it") from error
-        found = next((document[field] for field in _FIELDS if field in document), None)
+        found = next((document[field] for field in CLASS_KEYS if field in document), None)
         if found is None:
             return None
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -113,6 +114,11 @@ class Cache:
         for part in self.parts:
             part.check_own()
         return sorted(self.rows)
+
+    def shards_sha256(self) -> str:
+        """Returns what changes with any unit, its shard's content or its number of rows, in hex."""
+        rows = [(row.unit, row.n_ok, row.shard_sha256) for _, row in sorted(self.rows.items())]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def check_own(self) -> None:
         """Raises what `units` does, of this cache without its appended views."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from ltrp_core.rankers import save_ranker
 from pipeline.inputs import Shard
 from pipeline.plots import MEASURES, plot_curves
 from pipeline.publishing.model_card import write_model_card
-from pipeline.store import Cache, open_cache
+from pipeline.store import open_cache
 from pipeline.store.kinds import open_cache_of
 from pipeline.training.launch import Job, Launch, Process, launch
 from pipeline.training.options import RunOptions
@@ -82,8 +80,9 @@ class RankerJob(Job):
         caches = {"cache": cache}
         if maps:
             caches["maps"] = open_cache_of("--maps", maps, "score")
+        # A cache that grew since would be trained on in another order.
         return identity(self.config) | {
-            name: {**found.run, "records": _records_sha256(found)} for name, found in caches.items()
+            name: {**found.run, "records": found.shards_sha256()} for name, found in caches.items()
         }
 
     def train(self, process: Process) -> dict[str, Any]:
@@ -128,12 +127,6 @@ class RankerJob(Job):
             for name, cache in folders.items()
         ]
         return staged[0], staged[1] if len(staged) > 1 else None
-
-
-def _records_sha256(cache: Cache) -> str:
-    """A cache that grew since would be trained on in another order."""
-    rows = [(row.unit, row.n_ok, row.shard_sha256) for _, row in sorted(cache.rows.items())]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _write(

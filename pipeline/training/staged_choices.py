@@ -103,7 +103,7 @@ def stage_choices(
         RequestError: a labeled image has no selection, or two.
     """
     wanted = {"run_id": cache.run_id, "url": cache.url, "keep_ratio": keep_ratio}
-    wanted |= {"units": _units_sha256(cache), "images": len(data.numbers)}
+    wanted |= {"units": cache.shards_sha256(), "images": len(data.numbers)}
     with alone(folder):
         if _is_ready(folder, wanted):
             return folder
@@ -123,11 +123,6 @@ def _is_ready(folder: Path, wanted: Mapping[str, Any]) -> bool:
         return bool(read_json_object(folder / _READY).get("wanted") == wanted)
     except (OSError, ValueError):
         return False
-
-
-def _units_sha256(cache: Cache) -> str:
-    rows = [(row.unit, row.n_ok, row.shard_sha256) for _, row in sorted(cache.rows.items())]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _read(
