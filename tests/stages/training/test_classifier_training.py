@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from killed_trainings import Killed, KilledAfter, assert_bit_equal
+from killed_trainings import assert_bit_equal, resumed_and_whole
 from labeled_shards import CLASSES, write_labeled
 from safetensors.torch import load_file
 from scored_caches import QUIET
@@ -110,19 +110,11 @@ def text(folder, name="curve.jsonl"):
     ids=["full image", "selector", "selections"],
 )  # fmt: skip
 def test_a_killed_training_goes_on_bit_for_bit(train, select, tmp_path, options):
-    """Killed twice: in the middle of an epoch, then at another step."""
     if "selections" in options:
         options = options | {"selections": select(options["selections"])}
-    whole, curve, _ = train(tmp_path / "whole", **options)
-    for steps in (3, 2):
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", KilledAfter(steps), **options)
-    resumed, same_curve, _ = train(tmp_path / "killed", **options)
-    assert_bit_equal(resumed, whole)
-    assert same_curve == curve
-    assert text(tmp_path / "killed") == text(tmp_path / "whole")
+    folders = resumed_and_whole(train, tmp_path, options)
     for name in ("config.json", "last/config.json", "last/classifier.safetensors"):
-        sides = [(tmp_path / side / name).read_bytes() for side in ("killed", "whole")]
+        sides = [(folder / name).read_bytes() for folder in folders]
         assert sides[0] == sides[1], name
 
 

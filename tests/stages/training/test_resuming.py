@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL_MAE
-from killed_trainings import Killed, KilledAfter, assert_bit_equal, states
+from killed_trainings import Killed, KilledAfter, assert_bit_equal, resumed_and_whole, states
 from safetensors.torch import load_file
 
 from ltrp_core.errors import CheckpointError, RequestError
@@ -107,17 +107,9 @@ def test_a_killed_pretraining_goes_on_bit_for_bit(pretrain, tmp_path, steps):
     ],
 )
 def test_a_killed_ranker_training_goes_on_bit_for_bit(train, tmp_path, options):
-    """Killed twice: in the middle of an epoch, then at another step."""
-    whole, curve, _ = train(tmp_path / "whole", **options)
-    for steps in (3, 2):
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", KilledAfter(steps), **options)
-    resumed, same_curve, _ = train(tmp_path / "killed", **options)
-    assert_bit_equal(resumed, whole)
-    assert same_curve == curve
-    assert curve_text(tmp_path / "killed") == curve_text(tmp_path / "whole")
+    killed, whole = resumed_and_whole(train, tmp_path, options)
     last = "last/ranker.safetensors"
-    assert (tmp_path / "killed" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+    assert (killed / last).read_bytes() == (whole / last).read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
