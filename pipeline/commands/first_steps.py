@@ -32,7 +32,7 @@ def pack(images: Path, out: Path, **options: Any) -> int:
 @click.command()
 @out_option("demo-out")
 @click.option("--train", is_flag=True, help="an autoencoder and a ranker from scratch: minutes")
-@click.option("--quick", is_flag=True, help="with --train: a short one, within 90 s on two cores")
+@click.option("--quick", is_flag=True, help="with --train: a short one, some 100 s on two cores")
 def demo(out: Path, train: bool, quick: bool) -> int:
     """Score, select, evaluate and draw a few photographs.
 
